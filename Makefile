@@ -1,0 +1,42 @@
+# The commands a newcomer types. `make` alone lists them.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+START := $(shell date +%s)
+
+.PHONY: help quickstart smoke test lint clean
+
+help: ## list the commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+quickstart: $(INSTALLED) ## train a small TroL on real pictures, measure it and show it
+	$(RUN) -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+	$(RUN) -m launch.evaluate --checkpoint=runs/quickstart
+	@echo "make quickstart: $$(($$(date +%s) - $(START))) s in all; results are in runs/quickstart"
+
+smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is removed afterwards
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(RUN) -m launch.train --config=configs/quickstart.py:smoke --workdir="$$dir"; \
+	$(RUN) -m launch.evaluate --checkpoint="$$dir"; \
+	echo "make smoke: $$(($$(date +%s) - $(START))) s in all"
+
+test: $(INSTALLED) ## run the tests
+	$(RUN) -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED) ## check style and formatting
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+
+# One environment for everything, made again only when a requirement changes.
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or \
+	  sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d: name another with make PYTHON=python3.12" % v)'
+	@echo "installing into $(VENV) (one to two minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""Run files: each has `get_config(arg)` that returns a ConfigDict. Nothing here imports jax."""

@@ -1,0 +1,38 @@
+"""What every program of this folder does around its job."""
+
+import sys
+
+from absl import app, flags
+
+
+def run(main, required: list[str]) -> None:
+    """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
+    flags.mark_flags_as_required(required)
+    app.run(lambda argv: guarded(main, argv), flags_parser=parse)
+
+
+def parse(argv):
+    from trol_jax.errors import UserError
+
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, UserError) as error:
+        fail(error)
+
+
+def guarded(main, argv):
+    from trol_jax.errors import UserError
+
+    if len(argv) > 1:
+        fail(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
+    try:
+        main(argv)
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+
+
+def fail(message, status: int = 2):
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""Tokenisers, prompts and loss masks, picture preprocessing, readers, and the grain pipeline."""

@@ -1,0 +1,1 @@
+"""Measuring: reading questions, asking, parsing and scoring answers, and the report."""

@@ -1,0 +1,1 @@
+"""Answering: prefill of the prompt with two passes, decoding with one, and batching."""

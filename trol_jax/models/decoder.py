@@ -1,0 +1,119 @@
+"""The language model: InternLM2 and Phi-3 by options, every layer traversed."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from trol_jax.models.cache import write
+from trol_jax.models.layers import Linear, RMSNorm, stack
+from trol_jax.models.variants import DecoderConfig
+from trol_jax.ops.attention import attention
+from trol_jax.ops.rotary import rotate
+from trol_jax.ops.traversal import gate_score, traverse
+
+
+@struct.dataclass
+class Context:
+    """What every layer and both passes share."""
+
+    mask: jax.Array  # bool[B, T, S]
+    cos: jax.Array  # float32[B, T, H / 2]
+    sin: jax.Array
+    image_mask: jax.Array  # bool[B, T], where partial LoRA applies
+    index: jax.Array | None = None  # int32[], cache slot of the first token
+
+
+class Pass(nn.Module):
+    """One pass through one layer: attention, then the gated MLP."""
+
+    config: DecoderConfig
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, cached, context):
+        """x: [B, T, D]; cached: keys and values [B, S, K, H] of the layer, or None. Returns (x, (keys, values))."""
+        c, ctx = self.config, context
+        d, k, g, h = c.width, c.kv_heads, c.heads // c.kv_heads, c.head_dim
+
+        def linear(name, x, inputs, outputs, axes):
+            rank = dict(lora_rank=c.lora_rank, lora_dropout=c.lora_dropout)
+            module = Linear(inputs, outputs, axes, **rank, dtype=self.dtype, name=name)
+            return module(x, ctx.image_mask, self.deterministic)
+
+        y = RMSNorm(c.eps, name="attention_norm")(x)
+        # Grouped by key/value head, as InternLM2 stores it: tensor parallelism then cuts along K alone.
+        qkv = linear("qkv", y, (d,), (k, g + 2, h), ("embed", "kv_heads", None, "head_dim"))
+        query = qkv[..., :g, :].reshape(*x.shape[:2], c.heads, h)
+        query, key = rotate(query, ctx.cos, ctx.sin), rotate(qkv[..., g, :], ctx.cos, ctx.sin)
+        kv = (key, qkv[..., g + 1, :])
+        if cached is not None:
+            kv = tuple(write(slots, new, ctx.index) for slots, new in zip(cached, kv, strict=True))
+        y = attention(query, *(a.astype(self.dtype) for a in kv), ctx.mask)
+        x += linear("out", y, (c.heads, h), (d,), ("heads", "head_dim", "embed"))
+
+        y = RMSNorm(c.eps, name="mlp_norm")(x)
+        gate = linear("gate", y, (d,), (c.hidden,), ("embed", "mlp"))
+        up = linear("up", y, (d,), (c.hidden,), ("embed", "mlp"))
+        return x + linear("down", jax.nn.silu(gate) * up, (c.hidden,), (d,), ("mlp", "embed")), kv
+
+
+class TraversedLayer(nn.Module):
+    config: DecoderConfig
+    passes: int
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, gate, cached, context):
+        """gate: (kernel [D], bias []). Returns (x, (first-pass keys and values, scores))."""
+        one_pass = Pass(self.config, self.dtype, self.deterministic, name="block")
+        x, kv, scores = traverse(lambda h: one_pass(h, cached, context), lambda h: gate_score(h, *gate), x, self.passes)
+        return x, (kv, scores)
+
+
+class Decoder(nn.Module):
+    config: DecoderConfig
+    shared_gate: bool
+    dtype: Any = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self):
+        c = self.config
+        embed = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("vocab", "embed"))
+        self.embedding = self.param("embedding", embed, (c.vocab + c.extra_rows, c.width))
+        layers = () if self.shared_gate else (c.layers,)
+        names = () if self.shared_gate else ("layers",)
+        zeros = nn.initializers.zeros_init()
+        self.gate = (
+            self.param("gate_kernel", nn.with_logical_partitioning(zeros, (*names, "embed")), (*layers, c.width)),
+            self.param("gate_bias", nn.with_logical_partitioning(zeros, names), layers),
+        )
+        self.norm = RMSNorm(c.eps)
+        self.head = Linear((c.width,), (c.vocab,), ("embed", "vocab"), dtype=self.dtype)
+
+    def embed(self, tokens):
+        """int[B, T] -> [B, T, D]."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+    @nn.compact
+    def __call__(self, x, context, cache=None, *, passes, deterministic=True):
+        """x: [B, T, D] embedded tokens. Returns (states after the final norm [B, T, D], out).
+
+        out["kv"]: keys and values by layer (the whole slots where a cache is given, else [B, T, K, H]);
+        out["gate"]: scores float32[L, passes - 1, B, T].
+        """
+        gate_axis = nn.broadcast if self.shared_gate else 0
+        run = stack(
+            TraversedLayer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast), scan=self.scan, remat=self.remat,
+            config=self.config, passes=passes, dtype=self.dtype, deterministic=deterministic,
+        )  # fmt: skip
+        cached = None if cache is None else (cache.keys, cache.values)
+        if cache is not None and self.scan:
+            cached = jax.tree.map(jnp.stack, cached, is_leaf=lambda leaf: isinstance(leaf, list))
+        x, (kv, scores) = run(x, self.gate, cached, context)
+        return self.norm(x), {"kv": kv, "gate": jnp.stack(scores) if isinstance(scores, list) else scores}

@@ -1,0 +1,98 @@
+"""TroL: vision tower, projector and traversed language model."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from trol_jax.models.cache import Cache
+from trol_jax.models.decoder import Context, Decoder
+from trol_jax.models.projector import Projector
+from trol_jax.models.variants import ModelConfig
+from trol_jax.models.vit import VisionTransformer
+from trol_jax.ops.attention import cache_mask, prompt_mask
+from trol_jax.ops.rotary import rotary_table
+
+
+class TroL(nn.Module):
+    """`dtype` is that of the computation; parameters are float32 unless cast. See `models.layers.stack` for `scan`."""
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self):
+        c = self.config
+        how = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
+        self.vision = VisionTransformer(c.vision, **how)
+        self.projector = Projector(c.decoder.width, c.shuffle, self.dtype)
+        self.decoder = Decoder(c.decoder, c.shared_gate, **how)
+
+    def encode_images(self, images):
+        """float[I, height, width, C], normalised -> image tokens [I, P, D]."""
+        return self.projector(self.vision(images)[0])
+
+    def __call__(
+        self, tokens, images=None, *, segment_ids=None, turn_ids=None, positions=None, cache=None, passes=None,
+        deterministic=True,
+    ):  # fmt: skip
+        """Run the tokens of a prompt, a training row or a generation step.
+
+        tokens: int[B, T]; the config's image token stands where image tokens go, in order.
+        images: float[B, M, height, width, C], normalised, the M pictures (or tiles) of each row; None = no pictures.
+        segment_ids, turn_ids: see `ops.attention.prompt_mask`; by default every token counts. With a cache,
+        segment_ids tells tokens (nonzero) from padding (0).
+        positions: int[B, T]; by default the running count of tokens that are not padding.
+        passes: by default the config's for more than one token, 1 for a single one, as the original.
+        Returns (states [B, T, D] after the final norm, out) with out["gate"] scores [L, passes - 1, B, T] and
+        out["kv"] the first pass's keys and values by layer, or out["cache"] the new cache if one was given.
+        """
+        c = self.config
+        passes = (c.passes if tokens.shape[1] > 1 else 1) if passes is None else passes
+        segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+        valid = segment_ids != 0
+        if positions is None:
+            start = 0 if cache is None else cache.lengths[:, None]
+            positions = jnp.maximum(start + jnp.cumsum(valid, axis=1) - 1, 0)
+        if cache is None:
+            mask, index = prompt_mask(segment_ids, turn_ids), None
+        else:
+            index, cache = cache.index, cache.admit(valid)
+            mask = cache_mask(cache.valid, index, tokens.shape[1])
+        cos, sin = rotary_table(c.decoder.rope, positions, positions.max(axis=1) + 1, c.decoder.head_dim)
+        image_mask = tokens == c.image_token
+        x = self.decoder.embed(tokens)
+        if images is not None:
+            features = self.encode_images(images.reshape(-1, *images.shape[2:]))
+            x = place(x, features.reshape(len(tokens), -1, x.shape[-1]), image_mask)
+        context = Context(mask, cos, sin, image_mask, index)
+        x, out = self.decoder(x, context, cache, passes=passes, deterministic=deterministic)
+        if cache is not None:
+            keys, values = out.pop("kv")
+            out["cache"] = cache.replace(keys=list(keys), values=list(values))
+        return x, out
+
+    def logits(self, x):
+        """States [B, T, D] -> float32[B, T, V]."""
+        return self.decoder.head(x).astype(jnp.float32)
+
+
+def place(x: jax.Array, features: jax.Array, image_mask: jax.Array) -> jax.Array:
+    """Put the image tokens of each row, features [B, M * P, D], in order where image_mask [B, T] is True."""
+    order = jnp.clip(jnp.cumsum(image_mask, axis=1) - 1, 0, features.shape[1] - 1)
+    placed = jnp.take_along_axis(features, order[..., None], axis=1)
+    return jnp.where(image_mask[..., None], placed.astype(x.dtype), x)
+
+
+def init_params(model: TroL, rng: jax.Array):
+    """Fresh parameters, boxed with their logical axis names (`flax.linen.unbox` takes the boxes off)."""
+    size = model.config.vision.image_size
+    tokens, images = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, size, size, 3))
+    return model.init(rng, tokens, images, method=lambda m, *inputs: m.logits(m(*inputs)[0]))["params"]
+
+
+def abstract_params(model: TroL):
+    """Shapes, dtypes and logical axis names of the parameters, without making an array."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

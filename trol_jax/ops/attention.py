@@ -1,0 +1,40 @@
+"""Grouped-query attention, and who may look at whom."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Grouped-query attention with scale 1 / sqrt(H); logits and softmax in float32.
+
+    q: [B, T, N, H], k and v: [B, S, K, H] with K a divisor of N, mask: bool[B, T, S] (True = may look).
+    Returns [B, T, N, H] in the dtype of q. A query that may look at nothing gets a finite, meaningless row.
+    """
+    return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None])
+
+
+def prompt_mask(segment_ids: jax.Array, turn_ids: jax.Array | None = None) -> jax.Array:
+    """Causal mask inside one row of tokens, for prompts and training.
+
+    segment_ids: int[B, T], 0 = padding (on either side), equal numbers = one sample of several packed in a row.
+    turn_ids: int[B, T], 0 = seen by the whole sample, k > 0 = seen by turn k only. With it several questions about
+    one picture share the picture's tokens and yet none sees another's answer.
+    Returns bool[B, T, T].
+    """
+    slots = jnp.arange(segment_ids.shape[1])
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    mask = (slots[:, None] >= slots[None, :]) & (query == key) & (key != 0)
+    if turn_ids is not None:
+        query, key = turn_ids[:, :, None], turn_ids[:, None, :]
+        mask &= (key == 0) | (key == query)
+    return mask
+
+
+def cache_mask(valid: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    """Mask of `length` new tokens in slots index, index + 1, ... over a cache.
+
+    valid: bool[B, S] (slots that hold a token, the new ones included), index: int[].
+    Returns bool[B, T, S].
+    """
+    slots = jnp.arange(valid.shape[1])
+    return valid[:, None, :] & (slots[None, None, :] <= index + jnp.arange(length)[None, :, None])

@@ -1,0 +1,1 @@
+"""Placing arrays on devices: meshes, rule tables, shardings of a pytree."""

@@ -1,0 +1,1 @@
+"""Training: state, optimiser, step (pure), loop (all the I/O) and metrics."""

@@ -1,0 +1,149 @@
+"""The training loop: all of its input and output, to be read from top to bottom."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import signal
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from trol_jax import checkpoint
+from trol_jax.data import easy_vqa, pipeline
+from trol_jax.data import tokenizer as tokenizer_lib
+from trol_jax.data.prompts import FORMATS
+from trol_jax.errors import UserError
+from trol_jax.models.trol import TroL
+from trol_jax.models.variants import get_variant
+from trol_jax.sharding.rules import RULES, batch_sharding, data_mesh, shardings
+from trol_jax.train import config as config_lib
+from trol_jax.train.metrics import Metrics, is_finite
+from trol_jax.train.optimizer import make_optimizer, make_schedule
+from trol_jax.train.step import init_state, make_train_step
+
+
+def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
+    """Train to `config.steps`, or go on from the newest checkpoint under `workdir`. Returns the steps done.
+
+    On SIGTERM it saves and returns early. UserError for bad settings, bad data, a damaged checkpoint, a full disk and a
+    loss that is not finite.
+    """
+    workdir = pathlib.Path(workdir)
+    settings = config_lib.to_dict(config)
+
+    # ------------------------------------------------------------------ data, tokeniser, model
+    mesh = data_mesh()
+    over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)
+    family = get_variant(config.model.variant).family
+    source = easy_vqa.EasyVQA("train", config.data.root or None)
+    tokenizer = open_tokenizer(workdir, source, family)
+    sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
+    model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    schedule = make_schedule(config.optimizer, config.steps)
+
+    # ------------------------------------------------------------------ shapes first, then shardings, then arrays
+    init = lambda: init_state(model, optimizer, jax.random.key(config.seed))  # noqa: E731
+    boxed = jax.eval_shape(init)
+    state_shardings = shardings(boxed, mesh, RULES["replicated"])
+    abstract_state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.unbox(boxed), state_shardings
+    )
+    train_step = jax.jit(
+        make_train_step(model, optimizer, config.seed, config.accumulation),
+        in_shardings=(state_shardings, over_devices),
+        out_shardings=(state_shardings, None),
+        donate_argnums=0,
+    )
+
+    with contextlib.ExitStack() as stack:
+        # -------------------------------------------------------------- start, or go on
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
+        if checkpoints.latest_step() is None:
+            state, data_state = jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)(), None
+        else:
+            _, state, data_state, stored = checkpoints.restore(abstract_state)
+            if changed := config_lib.differences(stored, settings):
+                raise UserError(
+                    f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
+                    f"use another --workdir, or remove {workdir} to start anew"
+                )
+        step = int(state.step)
+        if step >= config.steps:
+            print(f"already trained to step {step}; remove {workdir} to start anew")
+            return step
+        batches = pipeline.train_iterator(
+            source, tokenizer, FORMATS[family], config.data, batch_size=config.batch_size, seed=config.seed
+        )
+        stack.callback(batches.close)
+        if data_state is not None:
+            batches.set_state(data_state)
+            print(f"going on from step {step} of {config.steps}")
+        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, start_step=step, total_steps=config.steps)))
+        stop = stack.enter_context(sigterm_flag())
+        save = functools.partial(
+            checkpoints.save, config=settings, files={tokenizer_lib.FILE: workdir / tokenizer_lib.FILE}
+        )
+
+        # -------------------------------------------------------------- the loop
+        stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
+        pending, saved, began = None, step, time.monotonic()
+        while step < config.steps and not stop:
+            batch = jax.device_put(next(batches), over_devices)
+            state, values = train_step(state, batch)
+            step += 1
+            # The values of the step before are looked at while this one runs, so the device never waits for the host.
+            if pending is not None:
+                require_finite(*pending, checkpoints)
+            pending = step, values
+            metrics.advance()
+            if step % config.log_every == 0 or step == config.steps:
+                values = require_finite(*pending, checkpoints)
+                rate = (step - metrics.last_step) * config.batch_size / (time.monotonic() - began)
+                metrics.write(step, values | {"lr": float(schedule(step)), "examples_per_second": rate})
+                began = time.monotonic()
+            if step % config.checkpoint_every == 0:
+                require_finite(*pending, checkpoints)
+                save(step, state, data_state=batches.get_state())
+                saved = step
+        if saved < step:
+            require_finite(*pending, checkpoints)
+            save(step, state, data_state=batches.get_state())
+        checkpoints.wait()
+    if stop:
+        print(f"stopped by SIGTERM after step {step} of {config.steps}; saved: the same command goes on from here")
+    return step
+
+
+def open_tokenizer(workdir: pathlib.Path, source: easy_vqa.EasyVQA, family: str) -> tokenizer_lib.Tokenizer:
+    """The run's tokeniser, trained on the training questions the first time."""
+    if not (workdir / tokenizer_lib.FILE).exists():
+        texts = [text for row in source.questions() for text in (row["question"], row["answer"])]
+        tokenizer_lib.train_tokenizer(texts, FORMATS[family]).save(workdir)
+    return tokenizer_lib.Tokenizer.load(workdir)
+
+
+def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
+    """The metrics of a step, on the host. UserError unless all are finite."""
+    values = {name: float(value) for name, value in jax.device_get(values).items()}
+    if is_finite(values):
+        return values
+    checkpoints.wait()
+    last = checkpoints.latest_step()
+    good = f"the last good checkpoint is {checkpoints.directory / str(last)}" if last is not None else "none was saved yet"
+    what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm"))
+    raise UserError(f"not finite at step {step}: {what}; {good}; lower optimizer.lr or optimizer.clip, then start again")
+
+
+@contextlib.contextmanager
+def sigterm_flag():
+    """A list that is empty until SIGTERM arrives; the step under way is finished first."""
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
