@@ -76,8 +76,9 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             print(f"already trained to step {step}; remove {workdir} to start anew")
             return step
         batches = pipeline.train_iterator(
-            source, tokenizer, FORMATS[family], config.data, batch_size=config.batch_size, seed=config.seed
-        )
+            source, tokenizer, FORMATS[family], config.data, image_size=sizes.vision.image_size,
+            image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed,
+        )  # fmt: skip
         stack.callback(batches.close)
         if data_state is not None:
             batches.set_state(data_state)

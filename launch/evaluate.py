@@ -1,0 +1,24 @@
+"""Measure a run on the test questions: python -m launch.evaluate --checkpoint=runs/quickstart [--limit=N]"""
+
+from absl import flags
+
+from launch import cli
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by default that of the run.")
+LIMIT = flags.DEFINE_integer("limit", None, "Ask the first N questions only.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Questions at a time; changes no answer.", lower_bound=1)
+ROOT = flags.DEFINE_string("root", None, "Data folder with test/; by default the one the run was trained with.")
+
+
+def main(_):
+    from trol_jax.evals import runner
+
+    result = runner.evaluate(
+        CHECKPOINT.value, OUTPUT.value, limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value
+    )
+    print(runner.report(result, OUTPUT.value))
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["checkpoint"])

@@ -1,0 +1,26 @@
+"""Answer one question: python -m launch.generate --checkpoint=runs/quickstart --image=FILE --question=TEXT"""
+
+from absl import flags
+
+from launch import cli
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
+IMAGE = flags.DEFINE_string("image", None, "Picture file of any size and mode; without it only the text is asked.")
+QUESTION = flags.DEFINE_string("question", None, "What to ask.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Length of the answer at most.", lower_bound=1)
+
+
+def main(_):
+    from trol_jax.data.images import load_image
+    from trol_jax.errors import UserError
+    from trol_jax.infer.answer import Answerer
+
+    if not QUESTION.value.strip():
+        raise UserError("--question is empty; write one")
+    image = None if IMAGE.value is None else load_image(IMAGE.value)
+    (answer,) = Answerer.load(CHECKPOINT.value).answer([(image, QUESTION.value)], MAX_NEW_TOKENS.value)
+    print(answer.text)
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["checkpoint", "question"])

@@ -1,0 +1,125 @@
+"""Pictures: every mode becomes RGB, and bad files are named."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trol_jax.data import images
+from trol_jax.data.images import load_image, resize_image
+from trol_jax.errors import UserError
+
+RGB = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [0, 0, 0], [153, 153, 153]]], np.uint8)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG whose header promises width x height pixels; there are none."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_a_path_bytes_and_a_picture_are_the_same(tmp_path):
+    image = Image.fromarray(RGB)
+    image.save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), encoded(image), image):
+        pixels = load_image(source)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, RGB)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "RGBX", "1", "L", "LA"])
+def test_modes_keep_what_they_can_hold(mode):
+    image = Image.fromarray(RGB)
+    grey = np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=-1)
+    expected = {"1": np.asarray(image.convert("1").convert("RGB")), "L": grey, "LA": grey}.get(mode, RGB)
+    converted = image.convert("L").convert(mode) if mode == "LA" else image.convert(mode)
+    np.testing.assert_array_equal(load_image(converted), expected)
+    if mode != "RGBX":
+        np.testing.assert_array_equal(load_image(encoded(converted)), expected)
+
+
+def test_cmyk_ycbcr_and_animations():
+    red = Image.new("RGB", (8, 8), (200, 30, 30))
+    for mode in ("CMYK", "YCbCr"):
+        pixels = load_image(encoded(red.convert(mode), "JPEG", quality=95))
+        assert np.abs(pixels.astype(int) - (200, 30, 30)).max() < 12
+    blue = Image.new("RGB", (8, 8), (0, 0, 255))
+    animation = encoded(red, "GIF", save_all=True, append_images=[blue])
+    np.testing.assert_array_equal(load_image(animation), np.full((8, 8, 3), (200, 30, 30), np.uint8))
+
+
+def test_transparent_parts_are_white():
+    clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    clear.putpixel((1, 0), (10, 20, 30, 255))
+    np.testing.assert_array_equal(load_image(encoded(clear)), [[[255, 255, 255], [10, 20, 30]]])
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    for transparency in (0, b"\x00\xff"):
+        pixels = load_image(encoded(palette, transparency=transparency))
+        np.testing.assert_array_equal(pixels, [[[255, 255, 255], [40, 50, 60]]])
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    levels = np.array([[0, 257, 32896, 65535]], np.uint16)
+    for source in (encoded(Image.fromarray(levels)), Image.fromarray(levels), Image.fromarray(levels.astype(np.int32))):
+        np.testing.assert_array_equal(load_image(source)[..., 0], [[0, 1, 128, 255]])
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
+    np.testing.assert_array_equal(load_image(encoded(Image.fromarray(RGB), exif=exif)), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (14_000, 14_000), (8_000, 5_001), (40_000_001, 1)])
+def test_too_many_pixels_are_refused_before_decoding(size, tmp_path):
+    (tmp_path / "huge.png").write_bytes(huge_png(*size))
+    with pytest.raises(UserError, match=r"huge\.png .* 40,000,000 pixels"):
+        load_image(tmp_path / "huge.png")
+
+
+def test_bad_files_are_named(tmp_path):
+    whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    for name, content, message in (
+        ("text.png", b"hello", "is not a picture"),
+        ("empty.png", b"", "is not a picture"),
+        ("cut.png", whole[: len(whole) // 2], "is a damaged picture"),
+        ("flipped.png", whole[:3000] + bytes([whole[3000] ^ 255]) + whole[3001:], "is a damaged picture"),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} {message}"):
+            load_image(tmp_path / name)
+    with pytest.raises(UserError, match=r"none\.png does not exist"):
+        load_image(tmp_path / "none.png")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_image(tmp_path)
+    with pytest.raises(UserError, match="the picture is not a picture"):
+        load_image(b"hello")
+    with pytest.raises(UserError, match="floating-point"):
+        load_image(Image.new("F", (2, 2)))
+
+
+def test_resizing(monkeypatch):
+    assert resize_image(RGB, 16).shape == (16, 16, 3)
+    square = np.full((5, 5, 3), 7, np.uint8)
+    assert resize_image(square, 5) is square
+    assert (resize_image(square, 64) == 7).all()
+    assert (resize_image(np.full((1, 900, 3), 9, np.uint8), 4) == 9).all()
+    monkeypatch.setattr(images, "MAX_PIXELS", 5)
+    with pytest.raises(UserError, match="3 x 2, more than 5 pixels"):
+        load_image(Image.fromarray(RGB))

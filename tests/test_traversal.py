@@ -1,0 +1,207 @@
+"""What layer traversal promises, by property, on models of both families."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from trol_jax.infer.greedy import generate
+from trol_jax.models.cache import Cache
+from trol_jax.models.layers import REMAT_POLICIES, stack_layers, unstack_layers
+from trol_jax.models.trol import TroL
+from trol_jax.ops.traversal import gate_score, traverse
+
+
+def run(module, params, tokens, images=None, **options):
+    return jax.jit(lambda p, t, i: module.apply({"params": p}, t, i, **options))(params, tokens, images)
+
+
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_formula():
+    x, w = jax.random.normal(jax.random.key(0), (2, 3, 4)), jax.random.normal(jax.random.key(1), (4, 4))
+    layer = lambda h: (jnp.tanh(h @ w), h.sum())  # noqa: E731
+    gate = lambda h: gate_score(h, w[0], jnp.float32(0.3))  # noqa: E731
+    h1 = jnp.tanh(x @ w)
+    h2 = jnp.tanh(h1 @ w)
+    s = (0.5 * jnp.tanh(h1 @ w[0] + 0.3) + 0.5)[..., None]
+    y, first, scores = traverse(layer, gate, x)
+    close(y, (1 - s) * h1 + s * h2)
+    close(first, x.sum())
+    close(scores, s[None, ..., 0])
+    y1, _, none = traverse(layer, gate, x, passes=1)
+    close(y1, h1)
+    assert none.shape == (0, 2, 3)
+    s3 = (0.5 * jnp.tanh(h2 @ w[0] + 0.3) + 0.5)[..., None]
+    y3, _, scores = traverse(layer, gate, x, passes=3)
+    close(y3, (1 - s3) * ((1 - s) * h1 + s * h2) + s3 * jnp.tanh(h2 @ w))
+    assert scores.shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_scan_equals_loop(family):
+    module, params = tiny.model(family)
+    tokens, images = tiny.with_picture(module, tiny.tokens(2, 5)), tiny.images(2)
+    x, out = run(module, params, tokens, images)
+    looped = unstack_layers(params)
+    y, loop_out = run(dataclasses.replace(module, scan=False), looped, tokens, images)
+    close(x, y)
+    close(out["gate"], loop_out["gate"])
+    for a, b in zip(out["kv"], loop_out["kv"], strict=True):
+        close(a, jnp.stack(b))
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(looped), params)
+
+
+@pytest.mark.parametrize("shared_gate", [True, False])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_closed_gate_leaves_one_pass(family, shared_gate):
+    module, params = tiny.model(family, shared_gate=shared_gate)
+    decoder = params["decoder"]
+    assert decoder["gate_bias"].shape == (() if shared_gate else (2,))
+    shut = {"gate_kernel": 0 * decoder["gate_kernel"], "gate_bias": 0 * decoder["gate_bias"] - 40.0}
+    params = params | {"decoder": decoder | shut}
+    tokens, images = tiny.with_picture(module, tiny.tokens(2, 5)), tiny.images(2)
+    two, out = run(module, params, tokens, images)
+    one, _ = run(module, params, tokens, images, passes=1)
+    assert (out["gate"] == 0).all()
+    close(two, one, 0)
+    open_gate = params | {"decoder": decoder}
+    assert np.abs(run(module, open_gate, tokens, images)[0] - one).max() > 0.01
+
+
+def test_a_shared_gates_gradient_is_the_sum_over_layers():
+    shared, params = tiny.model("phi3")
+    one_each = TroL(tiny.config("phi3", shared_gate=False))
+    decoder = params["decoder"]
+    copies = {name: jnp.stack([decoder[name]] * 2) for name in ("gate_kernel", "gate_bias")}
+    tokens = tiny.tokens(2, 6)
+    grad = lambda m, p: jax.jit(jax.grad(lambda p: (m.apply({"params": p}, tokens)[0] ** 2).sum()))(p)["decoder"]  # noqa: E731
+    total, parts = grad(shared, params), grad(one_each, params | {"decoder": decoder | copies})
+    for name in copies:
+        assert np.abs(parts[name][0] - parts[name][1]).max() > 1e-3
+        close(total[name], parts[name].sum(axis=0), 1e-4)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_causality_by_gradients(family):
+    module, params = tiny.model(family)
+    tokens = tiny.with_picture(module, tiny.tokens(1, 6))
+    position, length = 6, tokens.shape[1]
+
+    def probe(embedded):
+        context = dict(params["decoder"], embedding=embedded)
+        return (module.apply({"params": params | {"decoder": context}}, ids, tiny.images(1))[0][0, position] ** 2).sum()
+
+    # Every position gets an embedding row of its own, so that gradients tell positions apart.
+    rows = params["decoder"]["embedding"]
+    ids = jnp.where(tokens == module.config.image_token, tokens, 20 + jnp.arange(length)[None])
+    touched = np.abs(jax.jit(jax.grad(probe))(rows)).sum(axis=1)
+    for i in range(module.config.image_tokens, length):
+        assert (touched[20 + i] > 0) == (i <= position), i
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_padding_and_company_never_change_an_answer(family):
+    module, params = tiny.model(family)
+    text = tiny.with_picture(module, tiny.tokens(1, 6))
+    alone, _ = run(module, params, text, tiny.images(1))
+    length = text.shape[1]
+    for left, right in ((3, 0), (0, 3), (2, 1)):
+        padded = jnp.pad(text, ((0, 1), (left, right)), constant_values=7)  # and a second row of another length
+        real = jnp.pad(jnp.ones_like(text), ((0, 0), (left, right)))
+        real = jnp.concatenate([real, jnp.ones_like(real)])
+        x, _ = run(module, params, padded, tiny.images(2), segment_ids=real)
+        close(x[0, left : left + length], alone[0])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_packed_samples_and_isolated_turns_are_as_alone(family):
+    module, params = tiny.model(family)
+    a, b = tiny.tokens(1, 4, seed=1), tiny.tokens(1, 5, seed=2)
+    alone = [run(module, params, t)[0][0] for t in (a, b)]
+    packed = jnp.concatenate([a, b], axis=1)
+    segments = jnp.array([[1] * 4 + [2] * 5])
+    positions = jnp.array([[*range(4), *range(5)]])
+    x, _ = run(module, params, packed, segment_ids=segments, positions=positions)
+    close(x[0], jnp.concatenate(alone))
+
+    shared = tiny.tokens(1, 3, seed=3)
+    alone = [run(module, params, jnp.concatenate([shared, t], axis=1))[0][0] for t in (a, b)]
+    row = jnp.concatenate([shared, a, b], axis=1)
+    turns = jnp.array([[0] * 3 + [1] * 4 + [2] * 5])
+    positions = jnp.array([[*range(3), *range(3, 7), *range(3, 8)]])
+    x, _ = run(module, params, row, turn_ids=turns, positions=positions)
+    close(x[0], jnp.concatenate([alone[0], alone[1][3:]]))
+
+
+def reference(module, params, prompt, images, answer):
+    """Decoding by its definition, without a cache: two passes for the prompt, one for each token of the answer.
+
+    One token at a time: the states of the prompt's first passes are those that later tokens attend to, so run the
+    prompt with two passes, keep its keys and values, and put single tokens through one pass over them.
+    """
+    x, out = run(module, params, prompt, images)
+    keys, values = ([layer for layer in by_layer] for by_layer in out["kv"])
+    states = [x[:, -1]]
+    for i in range(answer.shape[1]):
+        length = keys[0].shape[1]
+        cache = Cache(
+            keys=[jnp.pad(k, ((0, 0), (0, 1), (0, 0), (0, 0))) for k in keys],
+            values=[jnp.pad(v, ((0, 0), (0, 1), (0, 0), (0, 0))) for v in values],
+            valid=jnp.pad(jnp.ones((1, length), bool), ((0, 0), (0, 1))),
+            lengths=jnp.array([length]),
+            index=jnp.int32(length),
+        )
+        x, out = run(module, params, answer[:, i : i + 1], cache=cache)
+        keys, values = out["cache"].keys, out["cache"].values
+        states.append(x[:, 0])
+    return jnp.stack(states, axis=1)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_decoding_uses_the_first_pass_only(family):
+    """The answer sees the prompt through first-pass keys and values: as if its own tokens ran in one pass.
+
+    By definition: run prompt + answer with two passes where the prompt is, one where the answer is. A gate that is shut
+    for answer tokens does exactly that to their states, and nothing of a second pass reaches another token, since only
+    first-pass keys and values are attended to by first passes.
+    """
+    module, params = tiny.model(family)
+    prompt, images = tiny.with_picture(module, tiny.tokens(1, 5)), tiny.images(1)
+    answers, _ = generate(module, params, prompt, images=images, segment_ids=jnp.ones_like(prompt), max_new_tokens=4, stop=())
+    stepwise = reference(module, params, prompt, images, answers[:, :3])
+    logits = module.apply({"params": params}, stepwise, method="logits")
+    np.testing.assert_array_equal(logits.argmax(-1), answers)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_passes_change_prompts_but_not_single_tokens(passes):
+    module, params = tiny.model("phi3", passes=passes)
+    _, out = run(module, params, tiny.tokens(2, 5))
+    assert out["gate"].shape == (2, passes - 1, 2, 5)
+    _, out = run(module, params, tiny.tokens(2, 1))
+    assert out["gate"].shape == (2, 0, 2, 1)
+
+
+@pytest.mark.parametrize("remat", [name for name in REMAT_POLICIES if name != "none"])
+def test_recomputation_changes_no_gradient(remat):
+    module, params = tiny.model("internlm2")
+    tokens, images = tiny.with_picture(module, tiny.tokens(2, 4)), tiny.images(2)
+    loss = lambda m: jax.jit(jax.grad(lambda p: (m.apply({"params": p}, tokens, images)[0] ** 2).mean()))  # noqa: E731
+    kept, again = loss(module)(params), loss(dataclasses.replace(module, remat=remat))(params)
+    jax.tree.map(lambda a, b: close(a, b, 1e-4), kept, again)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_bfloat16_compute(family):
+    module, params = tiny.model(family)
+    tokens, images = tiny.with_picture(module, tiny.tokens(2, 4)), tiny.images(2)
+    full, _ = run(module, params, tokens, images)
+    half, out = run(dataclasses.replace(module, dtype=jnp.bfloat16), params, tokens, images)
+    assert half.dtype == jnp.bfloat16 and out["kv"][0].dtype == jnp.bfloat16 and out["gate"].dtype == jnp.float32
+    assert np.abs(half.astype(jnp.float32) - full).mean() < 0.05 * np.abs(full).mean() + 0.05

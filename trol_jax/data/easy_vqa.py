@@ -1,0 +1,96 @@
+"""Reader of the `easy-vqa` package: pictures of one coloured shape, and questions with 13 answers."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+from trol_jax.errors import UserError
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+KINDS = {"yes/no": ("no", "yes"), "color": COLORS, "shape": SHAPES}
+ANSWERS = tuple(answer for answers in KINDS.values() for answer in answers)
+SPLITS = ("train", "test")
+
+
+def kind_of(answer: str) -> str:
+    """The kind of question that has this answer: "yes/no", "color" or "shape"."""
+    for kind, answers in KINDS.items():
+        if answer in answers:
+            return kind
+    raise UserError(f"{answer!r} is none of the answers {', '.join(ANSWERS)}")
+
+
+class EasyVQA:
+    """Pictures with all their questions, by number: {"id", "image": path, "turns": [(question, answer), ...]}.
+
+    root: a folder with train/ and test/, each with questions.json (rows [question, answer, picture]) and
+    images/<picture>.png; by default that of the installed package. Every row is checked here; UserError names it.
+    """
+
+    def __init__(self, split: str, root: str | os.PathLike | None = None):
+        if split not in SPLITS:
+            raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}")
+        folder = (_package_data() if root is None else pathlib.Path(root)) / split
+        file = folder / "questions.json"
+        rows = _read(file)
+        present = {path.name for path in (folder / "images").glob("*.png")}
+        self._images = str(folder / "images")
+        self._rows: list[tuple[str, str, int]] = []
+        pictures: dict[int, list[tuple[str, str]]] = {}
+        for number, row in enumerate(rows):
+            where = f"{file}, row {number}"
+            question, answer, picture = _check(row, where)
+            if f"{picture}.png" not in present:
+                raise UserError(f"{where}: the picture {self._path(picture)} is missing")
+            self._rows.append((question, answer, picture))
+            pictures.setdefault(picture, []).append((question, answer))
+        self._pictures = list(pictures.items())
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> dict:
+        picture, turns = self._pictures[index]
+        return {"id": picture, "image": self._path(picture), "turns": list(turns)}
+
+    def questions(self) -> list[dict]:
+        """One dict a question in file order: "id" (row number), "image" (path), "question", "answer", "kind"."""
+        return [
+            {"id": i, "image": self._path(picture), "question": question, "answer": answer, "kind": kind_of(answer)}
+            for i, (question, answer, picture) in enumerate(self._rows)
+        ]
+
+    def _path(self, picture: int) -> str:
+        return os.path.join(self._images, f"{picture}.png")
+
+
+def _package_data() -> pathlib.Path:
+    spec = importlib.util.find_spec("easy_vqa")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the package easy-vqa is not installed; run `pip install easy-vqa` or name a data folder")
+    return pathlib.Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _read(file: pathlib.Path) -> list:
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent} is not a folder; it should hold questions.json and images/")
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; it should hold rows [question, answer, picture]") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{file} holds no list of rows [question, answer, picture]")
+    return rows
+
+
+def _check(row, where: str) -> tuple[str, str, int]:
+    match row:
+        case [str(question), str(answer), int(picture)] if question.strip() and not isinstance(picture, bool):
+            if answer not in ANSWERS:
+                raise UserError(f"{where}: answer {answer!r} is none of {', '.join(ANSWERS)}")
+            return question, answer, picture
+    raise UserError(f"{where}: {json.dumps(row)[:80]} is not [question, answer, picture number]")

@@ -1,0 +1,148 @@
+"""From a source of pictures with questions to training batches of fixed shape, by grain."""
+
+import dataclasses
+import functools
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import ElasticIterator
+
+from trol_jax.data.images import load_image, resize_image
+from trol_jax.data.prompts import ChatFormat, encode_chat
+from trol_jax.data.tokenizer import Tokenizer
+from trol_jax.errors import UserError
+
+# Each keeps every answer of easy-vqa true. (picture [height, width, 3], generator) -> picture.
+AUGMENTATIONS = {
+    "hflip": lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image,
+    "vflip": lambda image, rng: image[::-1] if rng.random() < 0.5 else image,
+    "rot90": lambda image, rng: np.rot90(image, rng.integers(4)),
+}
+CACHE_BYTES = 128 << 20  # of decoded pictures, in each process; all of easy-vqa at 64 pixels is 49 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    root: str  # data folder; "" = that of the installed package
+    turns: int  # questions a row at most
+    isolate_turns: bool  # each question sees the picture only, not the questions before
+    max_length: int  # tokens a row
+    augment: tuple[str, ...]  # names of AUGMENTATIONS
+    system: str  # system message; "" = none
+    workers: int  # processes; 0 = a thread of this one
+
+
+def train_iterator(
+    source,
+    tokenizer: Tokenizer,
+    format: ChatFormat,
+    options: DataOptions,
+    *,
+    image_size: int,
+    image_tokens: int,
+    batch_size: int,
+    seed: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+):
+    """Batches for training without end: a new order of the pictures, of their questions and new flips every epoch.
+
+    source: len and [i] -> {"id", "image": path, "turns": [(question, answer), ...]}.
+    image_size: pixels a side, image_tokens: tokens a picture, both of the model.
+    batch_size: rows of all shards together (B = batch_size / shard_count); a shard is a host of several.
+
+    Yields dicts: images uint8[B, 1, height, width, 3]; tokens, positions, segment_ids (1, padding 0) and turn_ids
+    int32[B, T]; loss_mask bool[B, T]. T = max_length, padding on the right. See `prompts.encode_chat`.
+
+    The iterator has get_state() -> dict for JSON, which describes the batches taken, not those fetched ahead,
+    set_state(state) and close(). What it yields depends on the seed and the position only, not on `workers`;
+    shards share one state. UserError for options that cannot work, when made; for a bad picture or a question that
+    does not fit into a row, when met.
+    """
+    _check(source, options, batch_size, shard_count)
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(RowEncoder(tokenizer, format, options, image_size, image_tokens))
+    processes = None
+    if options.workers:
+        if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which a caller without absl never parsed
+            flags.FLAGS.mark_as_parsed()
+        processes = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=2)
+    return iter(
+        ElasticIterator(
+            dataset,
+            batch_size,
+            grain.sharding.ShardOptions(shard_index, shard_count),
+            read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
+            multiprocessing_options=processes,
+        )
+    )
+
+
+class RowEncoder:
+    """A picture with its questions -> one row of a training batch (without the axis B)."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, format: ChatFormat, options: DataOptions, image_size: int, image_tokens: int
+    ):
+        self._arguments = tokenizer, format, options, image_size, image_tokens
+        self.tokenizer, self.format, self.options = tokenizer, format, options
+        self.image_size, self.image_tokens = image_size, image_tokens
+        self._picture = functools.lru_cache(CACHE_BYTES // (3 * image_size**2))(self._load)
+
+    def __reduce__(self):  # worker processes get the encoder without its cache
+        return RowEncoder, self._arguments
+
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        order = rng.permutation(len(example["turns"]))[: self.options.turns]
+        image = self._picture(example["image"])
+        for name in self.options.augment:
+            image = AUGMENTATIONS[name](image, rng)
+        return {
+            "images": np.ascontiguousarray(image)[None],
+            **self._text([example["turns"][i] for i in order], example),
+        }
+
+    def _load(self, path: str) -> np.ndarray:
+        return resize_image(load_image(path), self.image_size)
+
+    def _text(self, turns: list[tuple[str, str]], example: dict) -> dict[str, np.ndarray]:
+        """As many of the turns, from the first, as fit into max_length."""
+        options = self.options
+        for count in range(len(turns), 0, -1):
+            chat = encode_chat(
+                self.tokenizer, self.format, turns[:count], self.image_tokens, options.system, options.isolate_turns
+            )
+            length = len(chat.tokens)
+            if length <= options.max_length:
+                break
+        else:
+            raise UserError(
+                f"{example['image']}: the question {turns[0][0]!r} makes a row of {length} tokens, "
+                f"longer than max_length {options.max_length}; make max_length larger or the system message shorter"
+            )
+        return {
+            "tokens": _pad(chat.tokens, options.max_length, self.tokenizer.pad_id),
+            "positions": _pad(chat.positions, options.max_length),
+            "segment_ids": _pad(np.ones_like(chat.tokens), options.max_length),
+            "turn_ids": _pad(chat.turn_ids, options.max_length),
+            "loss_mask": _pad(chat.loss_mask, options.max_length),
+        }
+
+
+def _pad(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    padded = np.full(length, fill, values.dtype)
+    padded[: len(values)] = values
+    return padded
+
+
+def _check(source, options: DataOptions, batch_size: int, shard_count: int) -> None:
+    for name, least in (("turns", 1), ("max_length", 1), ("workers", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"data.{name} is {getattr(options, name)}, must be at least {least}")
+    if unknown := [name for name in options.augment if name not in AUGMENTATIONS]:
+        raise UserError(f"data.augment: {unknown[0]!r} is not known; choose from {', '.join(AUGMENTATIONS)}")
+    if batch_size < 1 or batch_size % shard_count:
+        raise UserError(f"batch_size {batch_size} does not divide among {shard_count} shards")
+    if not len(source):
+        raise UserError("the source has no pictures")

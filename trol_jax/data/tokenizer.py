@@ -1,0 +1,124 @@
+"""Text to token ids and back: a thin layer over `tokenizers`, and the training of a small tokeniser."""
+
+import functools
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterable
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from trol_jax.data.prompts import FORMATS, ChatFormat
+from trol_jax.errors import UserError
+
+FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """A tokeniser whose vocabulary holds the marks of one chat format, found by looking for them.
+
+    vocab_size: ids that the output head can name. In the internlm2 family the image token comes right after them.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        format = next((f for f in FORMATS.values() if _has_marks(backend, f)), None)
+        if format is None:
+            raise ValueError(f"it has the chat marks of none of {', '.join(FORMATS)}")
+        total = backend.get_vocab_size(with_added_tokens=True)
+        self.image_id = backend.token_to_id(format.image)
+        if format.image_beyond_vocabulary and self.image_id != total - 1:
+            raise ValueError(f"{format.image} has id {self.image_id}, must be the last of {total}")
+        self.format = format
+        self.vocab_size = total - format.image_beyond_vocabulary
+        self.end_id = backend.token_to_id(format.end)
+        self.eos_id = self.pad_id = backend.token_to_id(format.eos)
+        self._backend = backend
+        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._plain.encode_special_tokens = True
+        self._encode = functools.lru_cache(maxsize=65536)(self._encode_uncached)
+
+    def __reduce__(self):  # worker processes get the tokeniser without its cache
+        return _from_json, (self._backend.to_str(),)
+
+    def encode(self, text: str, specials: bool = True) -> list[int]:
+        """Ids of the text alone; nothing is added. specials=False takes the text of a mark as plain text."""
+        return list(self._encode(text, specials))
+
+    def _encode_uncached(self, text: str, specials: bool) -> tuple[int, ...]:
+        backend = self._backend if specials else self._plain
+        return tuple(backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int], specials: bool = False) -> str:
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write tokenizer.json into the directory, whole or not at all."""
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{FILE}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self._backend.to_str(pretty=True))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared run from its readers
+            os.replace(temporary, directory / FILE)
+        except BaseException:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "Tokenizer":
+        """Read tokenizer.json from the directory; UserError if it is missing, damaged or of no known family."""
+        path = pathlib.Path(directory) / FILE
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; name a directory that a training run has written") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        try:
+            return _from_json(text)
+        except Exception as error:  # the library raises bare Exception for a file that it cannot parse
+            raise UserError(f"{path} is not a tokeniser of this project: {error}; restore it or train again") from error
+
+
+def train_tokenizer(texts: Iterable[str], format: ChatFormat, vocab_size: int = 512) -> Tokenizer:
+    """A byte-level BPE with at most `vocab_size` ids, the image token among them; the same for the same set of texts.
+
+    Any text survives encode and decode. Words of the texts become one token each, with and without a space before
+    them, as long as there is room; the most frequent come first.
+    """
+    least = 256 + len(format.specials) + 1
+    if vocab_size < least:
+        raise ValueError(f"a tokeniser of {vocab_size} ids is too small: the bytes and marks alone are {least}")
+    unique = sorted({*texts, format.system, format.user, format.assistant})
+    words = sorted({word for text in unique for word in re.findall(r"[^\W\d_]+", text)})
+    backend = tokenizers.Tokenizer(models.BPE(unk_token=None))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=[_mark(text) for text in format.specials],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*unique, *words, *(f" {word}" for word in words)], trainer)
+    backend.add_special_tokens([format.image])
+    return Tokenizer(backend)
+
+
+def _mark(text: str) -> tokenizers.AddedToken:
+    """A mark of the chat; Phi-3's `<|...|>` swallow the white space after them, as in the released tokeniser."""
+    return tokenizers.AddedToken(text, special=True, normalized=False, rstrip=text.startswith("<|"))
+
+
+def _has_marks(backend: tokenizers.Tokenizer, format: ChatFormat) -> bool:
+    marks = (format.bos, format.eos, format.end, format.image)
+    return all(backend.token_to_id(mark) is not None for mark in marks)
+
+
+def _from_json(text: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text))

@@ -1,0 +1,267 @@
+"""Measures a checkpoint on the test questions of easy-vqa: every answer generated, scored, written down and shown."""
+
+import functools
+import json
+import os
+import platform
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import trol_jax
+from trol_jax import checkpoint, manifest
+from trol_jax.data.easy_vqa import EasyVQA
+from trol_jax.data.images import load_image
+from trol_jax.errors import UserError
+from trol_jax.evals import pictures
+from trol_jax.evals.easy_vqa import is_right, score
+from trol_jax.infer.answer import Answerer, read_config
+
+ANSWERS, RESULT, SAMPLES, GATES = "answers.jsonl", "evaluation.json", "samples.png", "gates.png"
+MAX_NEW_TOKENS = 4  # the answers are one or two tokens with their end mark; a longer one is wrong in any case
+
+
+def evaluate(
+    path: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 250,
+    root: str | os.PathLike | None = None,
+) -> dict:
+    """Ask the test questions (the first `limit` of them) and write ANSWERS, RESULT, SAMPLES and GATES into `output`.
+
+    output: by default the run's directory. root: data folder, by default the run's. Started again it goes on where it
+    was stopped, and asks nothing that this checkpoint has answered. Returns what RESULT holds.
+    """
+    began = time.monotonic()
+    step_dir = checkpoint.resolve(path)
+    config = read_config(step_dir)
+    output = run_directory(step_dir) if output is None else Path(output)
+    rows = EasyVQA("test", root or config.data.root or None).questions()[:limit]
+    code = decoding_code(step_dir)
+
+    # ------------------------------------------------------------------ what was answered before
+    answers = Answers(output / ANSWERS, code)
+    known = answers.read(rows)
+    todo = [row for row in rows if row["id"] not in known]
+    if not todo and (result := complete(output, code, len(rows))):
+        print(f"already measured ({result['accuracy']:.2%} right); remove {output / ANSWERS} to measure again")
+        return result
+
+    # ------------------------------------------------------------------ ask
+    if todo:
+        answerer = Answerer.load(step_dir, batch_size)
+        picture = functools.lru_cache(2048)(load_image)  # each picture has about ten questions
+        todo.sort(key=lambda row: len(answerer.prompt(row["question"], with_image=True)))  # similar lengths together
+        with tqdm(
+            desc="evaluate", initial=len(known), total=len(rows), unit="question", mininterval=1.0, dynamic_ncols=True
+        ) as bar:
+            for start in range(0, len(todo), batch_size):
+                batch = todo[start : start + batch_size]
+                given = answerer.answer([(picture(row["image"]), row["question"]) for row in batch], MAX_NEW_TOKENS)
+                lines = [line(row, answer, code) for row, answer in zip(batch, given, strict=True)]
+                answers.append(lines)
+                known |= {new["id"]: new for new in lines}
+                bar.set_postfix(right=f"{np.mean([each['right'] for each in known.values()]):.1%}", refresh=False)
+                bar.update(len(batch))
+    seconds = time.monotonic() - began
+
+    # ------------------------------------------------------------------ score, write, show
+    answered = [known[row["id"]] for row in rows]
+    answers.write(answered)
+    gates = {name: mean_gate([each[f"gate_{name}"] for each in answered]) for name in ("image", "text")}
+    result = score(answered) | {
+        "checkpoint": str(step_dir),
+        "step": manifest.read(step_dir)["step"],
+        "code": code,
+        "settings": {"split": "test", "limit": limit, "batch_size": batch_size, "max_new_tokens": MAX_NEW_TOKENS},
+        "asked": len(todo),  # the rest was answered before
+        "seconds": round(seconds, 2),
+        "questions_per_second": round(len(todo) / seconds, 1),
+        "peak_memory_mb": round(peak_memory_mb()),
+        "gates": gates,
+        "versions": versions(),
+    }
+    shown = [row | known[row["id"]] | {"image": row["image"]} for row in rows]
+    write(output / SAMPLES, pictures.samples(shown, result))
+    if gates["image"] or gates["text"]:
+        write(output / GATES, pictures.gates(gates, result))
+    write(output / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def line(row: Mapping, answer, code: str) -> dict:
+    """What ANSWERS holds of a question."""
+    return {
+        "id": row["id"],
+        "image": os.path.basename(row["image"]),
+        "question": row["question"],
+        "answer": row["answer"],
+        "prediction": answer.text,
+        "kind": row["kind"],
+        "right": is_right(answer.text, row["answer"]),
+        "gate_image": rounded(answer.gate_image),
+        "gate_text": rounded(answer.gate_text),
+        "code": code,
+    }
+
+
+class Answers:
+    """ANSWERS: one JSON object a line, appended batch by batch. `code`: lines with another are of no use here."""
+
+    def __init__(self, path: Path, code: str):
+        self.path, self.code = path, code
+
+    def read(self, rows: Iterable[Mapping]) -> dict[int, dict]:
+        """The answers to the rows, by id. All other lines, and one that was being written, leave the file."""
+        if not self.path.exists():
+            return {}
+        expected = {row["id"]: (row["question"], row["answer"], os.path.basename(row["image"])) for row in rows}
+        with explained(self.path):
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        known = {}
+        for text in lines:
+            try:
+                old = json.loads(text)
+                asked = old["question"], old["answer"], old["image"]
+                if old["code"] == self.code and expected.get(old["id"]) == asked:
+                    known[old["id"]] = old
+            except (ValueError, KeyError, TypeError):
+                continue
+        if len(known) < len(lines):
+            self.write(known.values())
+        return known
+
+    def append(self, lines: Iterable[dict]) -> None:
+        """All of the lines, or none when the disk is full."""
+        with explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                try:
+                    data = encode(lines)
+                    if file.write(data) < len(data):
+                        raise OSError(None, "No space left on device")
+                except OSError:
+                    file.truncate(size)
+                    raise
+
+    def write(self, lines: Iterable[dict]) -> None:
+        write(self.path, encode(lines))
+
+
+def encode(lines: Iterable[dict]) -> bytes:
+    return "".join(json.dumps(each) + "\n" for each in lines).encode()
+
+
+def complete(output: Path, code: str, questions: int) -> dict | None:
+    """RESULT, if it is of this checkpoint and these questions and everything else is there too."""
+    try:
+        result = json.loads((output / RESULT).read_bytes())
+        wanted = [SAMPLES, *([GATES] if any(result["gates"].values()) else [])]
+        same = result["code"] == code and result["n"] == questions
+        return result if same and all((output / name).exists() for name in wanted) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def decoding_code(step_dir: Path) -> str:
+    """Names the checkpoint and how answers are taken from it. `batch_size` changes no answer and is not in it."""
+    sums = json.loads((step_dir / manifest.FILE).read_bytes())
+    return f"step {manifest.read(step_dir)['step']}, manifest {sums['checksum'][:16]}, greedy {MAX_NEW_TOKENS}"
+
+
+def run_directory(step_dir: Path) -> Path:
+    """The directory whose checkpoints/ holds the step; of a step elsewhere the directory that it lies in."""
+    return step_dir.parent.parent if step_dir.parent.name == checkpoint.CHECKPOINTS else step_dir.parent
+
+
+def mean_gate(values: list[list[float] | None]) -> list[float] | None:
+    """Mean over questions of float[L]; None when no question has any."""
+    values = [each for each in values if each is not None]
+    return rounded(np.mean(values, axis=0)) if values else None
+
+
+def rounded(values: np.ndarray) -> list[float] | None:
+    return None if np.isnan(values).any() else [round(float(value), 5) for value in values]
+
+
+def peak_memory_mb() -> float:
+    """Of this process, on the host."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def versions() -> dict[str, str]:
+    return {
+        "trol_jax": trol_jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explained(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot use {path}: {error.strerror or error}; make room or name another --output, then start again"
+        ) from error
+
+
+def report(result: Mapping, output: str | os.PathLike | None = None) -> str:
+    """The score by kind, what it took and where the files are, as text."""
+    step_dir = Path(result["checkpoint"])
+    output = run_directory(step_dir) if output is None else Path(output)
+    lines = [f"{'kind':<8} {'questions':>9} {'right':>7} {'%':>7} {'± s.e.':>7}"]
+    for kind, part in [*result["by_kind"].items(), ("all", result)]:
+        lines.append(
+            f"{kind:<8} {part['n']:>9,} {part['right']:>7,} {100 * part['accuracy']:>7.2f} "
+            f"{100 * part['standard_error']:>7.2f}"
+        )
+    lines += [trained] if (trained := training(step_dir)) else []
+    lines.append(
+        f"step {result['step']:,}; {result['asked']:,} questions asked in {result['seconds']:.0f} s "
+        f"({result['questions_per_second']:,.0f} a second), peak memory {result['peak_memory_mb']:,} MB"
+    )
+    files = [path for name in (RESULT, ANSWERS, SAMPLES, GATES) if (path := output / name).exists()]
+    return "\n".join([*lines, *map(str, files)])
+
+
+def training(step_dir: Path) -> str:
+    """How long the run was trained up to the step, from its metrics; "" where it has none."""
+    step, batch_size = manifest.read(step_dir)["step"], read_config(step_dir).batch_size
+    seconds, done = 0.0, 0
+    try:
+        for text in (run_directory(step_dir) / "metrics.jsonl").read_text().splitlines():
+            values = json.loads(text)
+            if values["step"] <= step:
+                seconds += (values["step"] - done) * batch_size / values["examples_per_second"]
+                done = values["step"]
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"trained {done:,} steps of {batch_size} pictures in {minutes} min {rest} s" if done else ""
