@@ -13,13 +13,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/quickstart.py takes no argument or :smoke, not {arg!r}")
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.steps = 1500
-    config.batch_size = 32  # pictures
+    config.steps = 3000
+    config.batch_size = 16  # pictures
     config.accumulation = 1
     config.dtype = "float32"
     config.remat = "none"
     config.scan = True
-    config.checkpoint_every = 250
+    config.checkpoint_every = 500
     config.keep = 2
     config.log_every = 10
 
@@ -30,9 +30,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.root = ""
-    config.data.turns = 8
+    config.data.turns = 4
     config.data.isolate_turns = True
-    config.data.max_length = 112
+    config.data.max_length = 68
     config.data.augment = ("hflip", "vflip")
     config.data.system = ""
     config.data.workers = 0

@@ -29,20 +29,23 @@ def samples(rows: Sequence[Mapping], result: Mapping) -> bytes:
     FigureCanvasAgg(figure)
     write = lambda x, y, text, **style: figure.text(x / width, 1 - y / height, text, va="top", **style)  # noqa: E731
     write(MARGIN, 0.15, f"easy-vqa test: {percent(result)} of {result['n']:,} questions right", fontsize=16, weight="bold")
-    note = f"Examples of each kind; up to {WRONG_SHOWN} wrong answers come first, so they are shown more often than they occur."
+    chosen = {kind: choose([row for row in rows if row["kind"] == kind]) for kind in kinds}
+    shown = [row for examples in chosen.values() for row in examples]
+    note = f"Shown are {len(shown)} questions, {sum(not row['right'] for row in shown)} of them answered wrongly: of each kind "
+    note += f"up to {WRONG_SHOWN} wrong answers come first, more only where too few are right."
     write(MARGIN, 0.47, note, fontsize=9.5, color=QUIET)
     for number, (kind, part) in enumerate(kinds.items()):
         top = HEADER + number * band
         write(MARGIN, top + 0.1, kind, fontsize=12, weight="bold")
         write(MARGIN + 0.8, top + 0.12, f"{percent(part)} of {part['n']:,} right", fontsize=11, color=QUIET)
-        for column, row in enumerate(choose([row for row in rows if row["kind"] == kind])):
+        for column, row in enumerate(chosen[kind]):
             left, under = MARGIN + column * COLUMN, top + TITLE
             color = RIGHT if row["right"] else WRONG
             box = (left / width, 1 - (under + PICTURE) / height, PICTURE / width, PICTURE / height)
             _picture(figure.add_axes(box), row["image"], color)
             question = "\n".join(textwrap.wrap(plain(row["question"]), 24, max_lines=2, placeholder=" …"))
             write(left, under + PICTURE + 0.06, question, fontsize=8)
-            write(left, under + PICTURE + 0.36, verdict(row), fontsize=9.5, weight="bold", color=color)
+            write(left, under + PICTURE + 0.36, verdict(row), fontsize=8.5, weight="bold", color=color)
     return png(figure)
 
 
@@ -65,7 +68,7 @@ def gates(values: Mapping[str, Sequence[float] | None], result: Mapping) -> byte
         fontsize=11, loc="left",
     )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.margins(x=0.12)
+    axes.set_xlim(0.5, max(len(v) for v in series.values()) + 0.5)
     axes.grid(axis="y", color="#eaeef2")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,7 +77,7 @@ def gates(values: Mapping[str, Sequence[float] | None], result: Mapping) -> byte
 
 
 def percent(part: Mapping) -> str:
-    return f"{100 * part['accuracy']:.2f} %"
+    return f"{100 * part['accuracy']:.2f}%"
 
 
 def plain(text: str, length: int = 60) -> str:

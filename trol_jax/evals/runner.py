@@ -1,5 +1,6 @@
 """Measures a checkpoint on the test questions of easy-vqa: every answer generated, scored, written down and shown."""
 
+import errno
 import functools
 import json
 import os
@@ -46,29 +47,30 @@ def evaluate(
     step_dir = checkpoint.resolve(path)
     config = read_config(step_dir)
     output = run_directory(step_dir) if output is None else Path(output)
-    rows = EasyVQA("test", root or config.data.root or None).questions()[:limit]
-    code = decoding_code(step_dir)
+    everything = EasyVQA("test", root or config.data.root or None).questions()
+    rows = everything[:limit]
+    source = source_of_answers(step_dir)
 
     # ------------------------------------------------------------------ what was answered before
-    answers = Answers(output / ANSWERS, code)
-    known = answers.read(rows)
+    answers = Answers(output / ANSWERS, source)
+    known = answers.read(everything)
     todo = [row for row in rows if row["id"] not in known]
-    if not todo and (result := complete(output, code, len(rows))):
+    if not todo and (result := complete(output, source, len(rows))):
         print(f"already measured ({result['accuracy']:.2%} right); remove {output / ANSWERS} to measure again")
         return result
 
     # ------------------------------------------------------------------ ask
     if todo:
-        answerer = Answerer.load(step_dir, batch_size)
+        answerer = Answerer.load(step_dir, batch_size := min(batch_size, len(todo)))
         picture = functools.lru_cache(2048)(load_image)  # each picture has about ten questions
         todo.sort(key=lambda row: len(answerer.prompt(row["question"], with_image=True)))  # similar lengths together
         with tqdm(
-            desc="evaluate", initial=len(known), total=len(rows), unit="question", mininterval=1.0, dynamic_ncols=True
+            desc="evaluate", initial=len(rows) - len(todo), total=len(rows), unit="question", mininterval=1.0, dynamic_ncols=True
         ) as bar:
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
                 given = answerer.answer([(picture(row["image"]), row["question"]) for row in batch], MAX_NEW_TOKENS)
-                lines = [line(row, answer, code) for row, answer in zip(batch, given, strict=True)]
+                lines = [line(row, answer, source) for row, answer in zip(batch, given, strict=True)]
                 answers.append(lines)
                 known |= {new["id"]: new for new in lines}
                 bar.set_postfix(right=f"{np.mean([each['right'] for each in known.values()]):.1%}", refresh=False)
@@ -76,13 +78,13 @@ def evaluate(
     seconds = time.monotonic() - began
 
     # ------------------------------------------------------------------ score, write, show
+    answers.write(known[number] for number in sorted(known))
     answered = [known[row["id"]] for row in rows]
-    answers.write(answered)
     gates = {name: mean_gate([each[f"gate_{name}"] for each in answered]) for name in ("image", "text")}
     result = score(answered) | {
         "checkpoint": str(step_dir),
         "step": manifest.read(step_dir)["step"],
-        "code": code,
+        "source": source,
         "settings": {"split": "test", "limit": limit, "batch_size": batch_size, "max_new_tokens": MAX_NEW_TOKENS},
         "asked": len(todo),  # the rest was answered before
         "seconds": round(seconds, 2),
@@ -99,7 +101,7 @@ def evaluate(
     return result
 
 
-def line(row: Mapping, answer, code: str) -> dict:
+def line(row: Mapping, answer, source: str) -> dict:
     """What ANSWERS holds of a question."""
     return {
         "id": row["id"],
@@ -111,15 +113,15 @@ def line(row: Mapping, answer, code: str) -> dict:
         "right": is_right(answer.text, row["answer"]),
         "gate_image": rounded(answer.gate_image),
         "gate_text": rounded(answer.gate_text),
-        "code": code,
+        "source": source,
     }
 
 
 class Answers:
-    """ANSWERS: one JSON object a line, appended batch by batch. `code`: lines with another are of no use here."""
+    """ANSWERS: one JSON object a line, appended batch by batch. Lines from another `source` are of no use here."""
 
-    def __init__(self, path: Path, code: str):
-        self.path, self.code = path, code
+    def __init__(self, path: Path, source: str):
+        self.path, self.source = path, source
 
     def read(self, rows: Iterable[Mapping]) -> dict[int, dict]:
         """The answers to the rows, by id. All other lines, and one that was being written, leave the file."""
@@ -133,7 +135,7 @@ class Answers:
             try:
                 old = json.loads(text)
                 asked = old["question"], old["answer"], old["image"]
-                if old["code"] == self.code and expected.get(old["id"]) == asked:
+                if old["source"] == self.source and expected.get(old["id"]) == asked:
                     known[old["id"]] = old
             except (ValueError, KeyError, TypeError):
                 continue
@@ -150,7 +152,7 @@ class Answers:
                 try:
                     data = encode(lines)
                     if file.write(data) < len(data):
-                        raise OSError(None, "No space left on device")
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 except OSError:
                     file.truncate(size)
                     raise
@@ -163,18 +165,18 @@ def encode(lines: Iterable[dict]) -> bytes:
     return "".join(json.dumps(each) + "\n" for each in lines).encode()
 
 
-def complete(output: Path, code: str, questions: int) -> dict | None:
+def complete(output: Path, source: str, questions: int) -> dict | None:
     """RESULT, if it is of this checkpoint and these questions and everything else is there too."""
     try:
         result = json.loads((output / RESULT).read_bytes())
         wanted = [SAMPLES, *([GATES] if any(result["gates"].values()) else [])]
-        same = result["code"] == code and result["n"] == questions
+        same = result["source"] == source and result["n"] == questions
         return result if same and all((output / name).exists() for name in wanted) else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
-def decoding_code(step_dir: Path) -> str:
+def source_of_answers(step_dir: Path) -> str:
     """Names the checkpoint and how answers are taken from it. `batch_size` changes no answer and is not in it."""
     sums = json.loads((step_dir / manifest.FILE).read_bytes())
     return f"step {manifest.read(step_dir)['step']}, manifest {sums['checksum'][:16]}, greedy {MAX_NEW_TOKENS}"

@@ -37,10 +37,10 @@ class VisionLayer(nn.Module):
         return x + self.scale("scale2", h), None
 
     def scale(self, name, h):
-        """InternViT's LayerScale; starts at 0.1 as its configuration says (initializer_factor)."""
+        """InternViT's LayerScale. It starts at one: these towers are shallow when they are trained from nothing."""
         if not self.config.layer_scale:
             return h
-        init = nn.with_logical_partitioning(nn.initializers.constant(0.1), ("embed",))
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
         return h * self.param(name, init, (self.config.width,)).astype(h.dtype)
 
 

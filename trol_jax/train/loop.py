@@ -42,8 +42,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     tokenizer = open_tokenizer(workdir, source, family)
     sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
     model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
-    optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = make_schedule(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
 
     # ------------------------------------------------------------------ shapes first, then shardings, then arrays
     init = lambda: init_state(model, optimizer, jax.random.key(config.seed))  # noqa: E731
@@ -53,7 +53,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.unbox(boxed), state_shardings
     )
     train_step = jax.jit(
-        make_train_step(model, optimizer, config.seed, config.accumulation),
+        make_train_step(model, optimizer, schedule, config.seed, config.accumulation),
         in_shardings=(state_shardings, over_devices),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
@@ -104,7 +104,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             if step % config.log_every == 0 or step == config.steps:
                 values = require_finite(*pending, checkpoints)
                 rate = (step - metrics.last_step) * config.batch_size / (time.monotonic() - began)
-                metrics.write(step, values | {"lr": float(schedule(step)), "examples_per_second": rate})
+                metrics.write(step, values | {"examples_per_second": rate})
                 began = time.monotonic()
             if step % config.checkpoint_every == 0:
                 require_finite(*pending, checkpoints)

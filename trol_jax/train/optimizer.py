@@ -22,14 +22,14 @@ def make_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, options.lr, options.warmup, max(steps, options.warmup + 1), options.lr_end)
 
 
-def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTransformation:
+def make_optimizer(options: OptimizerOptions, schedule: optax.Schedule) -> optax.GradientTransformation:
     def decays(path, _):
         # Stacked layers add an axis, so the name decides and not the rank. Parameters may be boxed with axis names.
         name = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1]
         return name in ("kernel", "embedding", "lora_a", "lora_b")
 
     adamw = optax.adamw(
-        make_schedule(options, steps),
+        schedule,
         b1=options.b1,
         b2=options.b2,
         weight_decay=options.weight_decay,

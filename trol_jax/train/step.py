@@ -47,7 +47,9 @@ def loss_sums(model: TroL, params, batch: dict, rng: jax.Array):
     return loss, {"tokens": tokens, "right": right, "gate": gate, "gated": real.sum(dtype=jnp.float32)}
 
 
-def make_train_step(model: TroL, optimizer: optax.GradientTransformation, seed: int, accumulation: int = 1):
+def make_train_step(
+    model: TroL, optimizer: optax.GradientTransformation, schedule: optax.Schedule, seed: int, accumulation: int = 1
+):
     """The step function. Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
 
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
@@ -81,6 +83,7 @@ def make_train_step(model: TroL, optimizer: optax.GradientTransformation, seed: 
             "token_accuracy": sums["right"] / tokens,
             "gate": sums["gate"] / jnp.maximum(sums["gated"], 1),
             "grad_norm": optax.global_norm(grads),
+            "lr": schedule(state.step),
         }
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 

@@ -1,0 +1,85 @@
+"""A run on disk small enough to load and answer in seconds, and a data folder for it."""
+
+import contextlib
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import tiny
+from PIL import Image, ImageDraw
+
+from trol_jax.checkpoint import CHECKPOINTS, Checkpoints
+from trol_jax.data import easy_vqa
+from trol_jax.data.pipeline import DataOptions
+from trol_jax.data.prompts import FORMATS
+from trol_jax.data.tokenizer import FILE, train_tokenizer
+from trol_jax.models.layers import unstack_layers
+from trol_jax.models.trol import TroL, init_params
+from trol_jax.models.variants import VARIANTS
+from trol_jax.train import config as config_lib
+from trol_jax.train.optimizer import OptimizerOptions
+
+QUESTIONS = [
+    ("is there a red shape?", "yes"),
+    ("is there a blue shape in the image?", "no"),
+    ("what color is the shape?", "red"),
+    ("what shape is in the image?", "circle"),
+]
+
+
+@contextlib.contextmanager
+def nano_variants():
+    """Makes the sizes of `tiny.config` known by name, as nano_phi3 and nano_internlm2."""
+    nano = {f"nano_{family}": tiny.config(family, name=f"nano_{family}") for family in tiny.FAMILIES}
+    VARIANTS.update(nano)
+    try:
+        yield
+    finally:
+        for name in nano:
+            del VARIANTS[name]
+
+
+def run_config(family: str = "phi3", **changes) -> config_lib.RunConfig:
+    data = DataOptions(root="", turns=2, isolate_turns=True, max_length=64, augment=(), system="", workers=0)
+    config = config_lib.RunConfig(
+        model=config_lib.ModelOptions(variant=f"nano_{family}", shared_gate=True, passes=2),
+        data=data,
+        optimizer=OptimizerOptions(lr=1e-3, lr_end=1e-5, warmup=1, weight_decay=0.0, clip=1.0, b1=0.9, b2=0.98),
+        seed=0, steps=1, batch_size=8, accumulation=1, dtype="float32", remat="none", scan=True, checkpoint_every=1,
+        keep=3, log_every=1,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def save_run(directory, family: str = "phi3", step: int = 1, seed: int = 0, **changes):
+    """Random parameters as a checkpoint of `directory`, which is returned. To be called within `nano_variants`."""
+    config = run_config(family, **changes)
+    tokenizer = train_tokenizer([text for pair in QUESTIONS for text in pair], FORMATS[family], vocab_size=340)
+    model = TroL(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id))
+    leaves, tree = jax.tree.flatten(nn.unbox(init_params(model, jax.random.key(seed))))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))  # the gate starts at zero: draw everything
+    params = tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    tokenizer.save(directory)
+    with Checkpoints(directory / CHECKPOINTS) as checkpoints:
+        checkpoints.save(
+            step,
+            {"params": params if config.scan else unstack_layers(params)},
+            data_state={},
+            config=config_lib.to_dict(config),
+            files={FILE: directory / FILE},
+        )
+    return directory
+
+
+def save_data(directory, pictures: int = 3):
+    """A test split with every question of QUESTIONS about each of some pictures; returns the folder."""
+    images = directory / "test" / "images"
+    images.mkdir(parents=True)
+    for number in range(pictures):
+        picture = Image.new("RGB", (16, 16), (220, 230, 240 - 40 * number))
+        ImageDraw.Draw(picture).ellipse((2, 2, 8 + number, 8 + number), fill=easy_vqa.COLORS[number])
+        picture.save(images / f"{number}.png")
+    rows = [[question, answer, number] for number in range(pictures) for question, answer in QUESTIONS]
+    (directory / "test" / "questions.json").write_text(json.dumps(rows))
+    return directory

@@ -1,0 +1,158 @@
+"""Answers of a checkpoint: the same in any company, from pictures of any size, with clear words for bad input."""
+
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fixtures
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from trol_jax.errors import UserError
+from trol_jax.infer.answer import Answerer
+from trol_jax.ops.image import normalize
+
+RNG = np.random.default_rng(0)
+PICTURES = [RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(3)]
+LONG = "is there a red shape in the image and what color is the blue circle?"
+MIXED = [
+    (PICTURES[0], "what color is it?"),
+    (None, "what shape is in the image?"),
+    (PICTURES[1], LONG),
+    (PICTURES[2], "is there a red shape?"),
+    (PICTURES[1], "what color is it?"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def variants():
+    with fixtures.nano_variants():
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fixtures.save_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def answerer(run):
+    return Answerer.load(run, batch_size=3)
+
+
+def same(a, b):
+    assert (a.text, a.tokens, a.stopped) == (b.text, b.tokens, b.stopped)
+    np.testing.assert_allclose(a.gate_image, b.gate_image, rtol=1e-5)  # NaN equals NaN here
+    np.testing.assert_allclose(a.gate_text, b.gate_text, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_answers_do_not_depend_on_the_batch(family, tmp_path):
+    answerer = Answerer.load(fixtures.save_run(tmp_path, family), batch_size=3)
+    lengths = {len(answerer.prompt(text, image is not None)) for image, text in MIXED}
+    assert len(lengths) > 2
+    together = answerer.answer(MIXED, 4)
+    for question, answer in zip(MIXED, together, strict=True):
+        same(answerer.answer([question], 4)[0], answer)
+    shuffled = answerer.answer(MIXED[::-1], 4)
+    for one, other in zip(shuffled[::-1], together, strict=True):
+        same(one, other)
+    assert len({tuple(answer.tokens) for answer in together}) > 2
+    assert not np.allclose(together[0].gate_image, together[4].gate_image)  # the picture matters
+
+
+def test_gates_are_those_of_the_prompt(answerer):
+    image, text = MIXED[0]
+    prompt = np.array([answerer.prompt(text, True)])
+    vision = answerer.model.config.vision
+    pictures = normalize(jnp.asarray(image), vision.mean, vision.std)[None, None]
+    _, out = answerer.model.apply({"params": answerer.params}, prompt, pictures)
+    gate, is_image = np.asarray(out["gate"])[:, 0, 0], prompt[0] == answerer.tokenizer.image_id
+    (answer,) = answerer.answer([MIXED[0]], 4)
+    np.testing.assert_allclose(answer.gate_image, gate[:, is_image].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(answer.gate_text, gate[:, ~is_image].mean(axis=1), rtol=1e-5)
+    (text_only,) = answerer.answer([MIXED[1]], 4)
+    assert np.isnan(text_only.gate_image).all() and np.isfinite(text_only.gate_text).all()
+
+
+def test_a_picture_of_another_size_is_resized(answerer):
+    large = np.asarray(Image.fromarray(PICTURES[0]).resize((64, 48), Image.Resampling.NEAREST))
+    (answer,) = answerer.answer([(large, "what color is it?")], 4)
+    (original,) = answerer.answer([(PICTURES[0], "what color is it?")], 4)
+    np.testing.assert_allclose(answer.gate_image, original.gate_image, atol=0.1)
+
+
+def test_an_answer_ends_at_the_end_mark_which_is_not_text(answerer):
+    (free,) = answerer.answer([MIXED[0]], 4)
+    assert len(free.tokens) == 4 and not free.stopped
+    last = next(i for i in range(1, 4) if free.tokens[i] not in free.tokens[:i])
+    tokenizer = copy.copy(answerer.tokenizer)
+    tokenizer.end_id = free.tokens[last]
+    (ended,) = dataclasses.replace(answerer, tokenizer=tokenizer).answer([MIXED[0]], 4)
+    assert ended.tokens == free.tokens[: last + 1] and ended.stopped
+    assert ended.text == tokenizer.decode(free.tokens[:last]).strip()
+
+
+def test_a_run_trained_with_unrolled_layers_answers_alike(answerer, tmp_path):
+    looped = Answerer.load(fixtures.save_run(tmp_path, scan=False), batch_size=3)
+    for one, other in zip(looped.answer(MIXED, 4), answerer.answer(MIXED, 4), strict=True):
+        same(one, other)
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused(answerer, question):
+    with pytest.raises(UserError, match="question is empty"):
+        answerer.answer([(None, question)], 4)
+
+
+def test_no_room_for_an_answer_is_refused(answerer):
+    with pytest.raises(UserError, match="max_new_tokens is 0"):
+        answerer.answer([MIXED[0]], 0)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"no checkpoint at {tmp_path / 'nothing'}"):
+        Answerer.load(tmp_path / "nothing")
+
+
+def test_a_checkpoint_of_another_model_is_named(run, monkeypatch):
+    monkeypatch.setitem(fixtures.VARIANTS, "nano_phi3", tiny.config("phi3", shuffle=1))
+    with pytest.raises(UserError, match="is of another model"):
+        Answerer.load(run)
+
+
+def test_a_damaged_tokenizer_is_found(tmp_path):
+    file = fixtures.save_run(tmp_path) / "checkpoints" / "1" / "tokenizer.json"
+    file.write_text(file.read_text().replace("circle", "cirkle"))
+    with pytest.raises(UserError, match=r"tokenizer.json"):
+        Answerer.load(tmp_path)
+
+
+def generate(*arguments):
+    code = "import fixtures, runpy\nwith fixtures.nano_variants(): runpy.run_module('launch.generate', run_name='__main__')"
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_program_prints_the_answer_alone(run, answerer, tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(PICTURES[0]).save(picture)
+    done = generate(f"--checkpoint={run}", f"--image={picture}", "--question=what color is it?", "--max_new_tokens=4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == answerer.answer([MIXED[0]], 4)[0].text + "\n"
+
+
+def test_the_program_names_a_file_that_is_no_picture(run, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("no picture")
+    done = generate(f"--checkpoint={run}", f"--image={file}", "--question=what color is it?")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {file} is not a picture") and done.stderr.count("\n") == 1

@@ -1,0 +1,166 @@
+"""Scores of easy-vqa, and measuring a checkpoint: whole, interrupted, repeated, and without room to write."""
+
+import json
+import resource
+import signal
+
+import fixtures
+import pytest
+
+from trol_jax.errors import UserError
+from trol_jax.evals import runner
+from trol_jax.evals.easy_vqa import is_right, score
+from trol_jax.infer.answer import Answerer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def variants():
+    with fixtures.nano_variants():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return fixtures.save_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return fixtures.save_run(tmp_path / "run")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The questions that reach the model, in a list by batch."""
+    batches, answer = [], Answerer.answer
+
+    def spy(self, questions, max_new_tokens):
+        batches.append([text for _, text in questions])
+        return answer(self, questions, max_new_tokens)
+
+    monkeypatch.setattr(Answerer, "answer", spy)
+    return batches
+
+
+def lines(run):
+    return [json.loads(text) for text in (run / runner.ANSWERS).read_text().splitlines()]
+
+
+def test_right_is_the_same_word():
+    assert is_right(" Red\n", "red")
+    assert not is_right("red circle", "red") and not is_right("", "red")
+
+
+def test_score_overall_and_by_kind():
+    rows = [{"kind": "color", "answer": "red", "prediction": p} for p in ("red", "RED", "blue", "red")]
+    rows += [{"kind": "shape", "answer": "circle", "prediction": "circle"}]
+    result = score(rows)
+    assert (result["n"], result["right"], result["accuracy"]) == (5, 4, 0.8)
+    assert result["by_kind"]["color"] == {"n": 4, "right": 3, "accuracy": 0.75, "standard_error": (0.75 * 0.25 / 4) ** 0.5}
+    assert list(result["by_kind"]) == ["color", "shape"]
+
+
+def test_a_measurement_is_whole(run, data, capsys):
+    result = runner.evaluate(run, root=data, batch_size=5)
+    assert json.loads((run / runner.RESULT).read_text()) == result
+    rows = lines(run)
+    assert [row["id"] for row in rows] == list(range(12)) == list(range(result["n"]))
+    assert all(row["right"] == is_right(row["prediction"], row["answer"]) for row in rows)
+    assert result["right"] == sum(row["right"] for row in rows)
+    assert [len(result["gates"][name]) for name in ("image", "text")] == [2, 2]
+    assert result["step"] == 1 and result["asked"] == 12 and result["seconds"] > 0 and result["peak_memory_mb"] > 50
+    for name in (runner.SAMPLES, runner.GATES):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    names = {path.name for path in run.iterdir()}
+    assert names == {"checkpoints", "tokenizer.json", runner.RESULT, runner.ANSWERS, runner.SAMPLES, runner.GATES}
+
+    direct = Answerer.load(run, batch_size=5).answer([(None, "what color is the shape?")], 4)
+    assert direct[0].text != rows[2]["prediction"]  # the pictures were looked at
+
+    report = runner.report(result)
+    assert "color" in report and str(run / runner.SAMPLES) in report
+    assert capsys.readouterr().out == ""
+
+
+def test_a_stopped_measurement_goes_on(run, data, asked, capsys):
+    whole = runner.evaluate(run, root=data, batch_size=5)
+    complete = (run / runner.ANSWERS).read_bytes()
+    assert sum(map(len, asked)) == 12
+
+    (run / runner.ANSWERS).write_bytes(complete[: len(complete) // 2])  # ends within a line
+    kept = complete[: len(complete) // 2].count(b"\n")
+    asked.clear()
+    again = runner.evaluate(run, root=data, batch_size=5)
+    assert 0 < kept < 12 and sum(map(len, asked)) == 12 - kept == again["asked"]
+    assert (run / runner.ANSWERS).read_bytes() == complete
+    assert again["accuracy"] == whole["accuracy"] and again["gates"] == whole["gates"]
+
+    asked.clear()
+    assert runner.evaluate(run, root=data) == again and not asked
+    said = capsys.readouterr().out
+    assert said == f"already measured ({whole['accuracy']:.2%} right); remove {run / runner.ANSWERS} to measure again\n"
+
+    (run / runner.SAMPLES).unlink()  # made again from the answers
+    runner.evaluate(run, root=data)
+    assert (run / runner.SAMPLES).exists() and not asked
+
+
+def test_every_batch_is_on_disk_before_the_next(run, data, monkeypatch):
+    seen, answer = [], Answerer.answer
+
+    def stop_in_third(self, questions, max_new_tokens):
+        seen.append(len(lines(run)) if seen else 0)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return answer(self, questions, max_new_tokens)
+
+    monkeypatch.setattr(Answerer, "answer", stop_in_third)
+    with pytest.raises(KeyboardInterrupt):
+        runner.evaluate(run, root=data, batch_size=5)
+    assert seen == [0, 5, 10] and not (run / runner.RESULT).exists()
+
+
+def test_answers_of_another_checkpoint_are_dropped(run, data, asked):
+    first = runner.evaluate(run, root=data, batch_size=5)
+    fixtures.save_run(run, step=2, seed=7)
+    asked.clear()
+    second = runner.evaluate(run, root=data, batch_size=5)
+    assert sum(map(len, asked)) == 12 and second["step"] == 2
+    assert {row["source"] for row in lines(run)} == {second["source"]} != {first["source"]}
+
+
+def test_a_limit_asks_the_first_and_keeps_what_is_known(run, data, asked, tmp_path):
+    output = tmp_path / "elsewhere"
+    few = runner.evaluate(run, output, root=data, limit=5, batch_size=5)
+    assert few["n"] == 5 and len(lines(output)) == 5
+    everything = runner.evaluate(run, output, root=data, batch_size=5)
+    assert everything["n"] == 12 and everything["asked"] == 7
+    asked.clear()
+    assert runner.evaluate(run, output, root=data, limit=5)["n"] == 5
+    assert not asked and len(lines(output)) == 12 and not (run / runner.RESULT).exists()
+
+
+def test_no_space_left_is_one_line_and_leaves_no_half_line(tmp_path):
+    answers = runner.Answers(tmp_path / runner.ANSWERS, "source")
+    answers.append([{"id": 1, "text": "x" * 1000}])
+    before = answers.path.read_bytes()
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+        with pytest.raises(UserError, match=f"cannot use {answers.path}: .*; make room") as appended:
+            answers.append([{"id": 2, "text": "x" * 1000}])
+        with pytest.raises(UserError, match=f"cannot use {tmp_path / runner.SAMPLES}: File too large"):
+            runner.write(tmp_path / runner.SAMPLES, b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(appended.value)
+    assert answers.path.read_bytes() == before and list(tmp_path.iterdir()) == [answers.path]
+
+
+def test_training_time_comes_from_the_metrics(run):
+    step_dir = run / "checkpoints" / "1"
+    assert runner.training(step_dir) == ""
+    metrics = [{"step": 1, "examples_per_second": 0.1}, {"step": 2, "examples_per_second": 8.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))
+    assert runner.training(step_dir) == "trained 1 steps of 8 pictures in 1 min 20 s"

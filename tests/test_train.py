@@ -1,0 +1,182 @@
+"""Training from the command line: it goes on where it was killed, to the bit, and says what is wrong in one line."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from trol_jax import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs compiled once for all processes of this file."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+def start(workdir, cache, *flags, config="configs/quickstart.py:smoke"):
+    environment = os.environ | {
+        "XLA_FLAGS": "",  # one device
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    small = dict(steps=STEPS, checkpoint_every=3, log_every=1, batch_size=4) | {
+        "data.turns": 2, "data.max_length": 48, "optimizer.warmup": 2,
+    }  # fmt: skip
+    given = [flag.split("=")[0] for flag in flags]
+    small = [f"--config.{k}={v}" for k, v in small.items() if f"--config.{k}" not in given]
+    command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}", *small, *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def run(*arguments, **options):
+    return finish(start(*arguments, **options))
+
+
+def steps_logged(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_step(process, workdir, step):
+    while steps_logged(workdir) < step and process.poll() is None:
+        time.sleep(0.01)
+
+
+def arrays(workdir):
+    """Every array of the newest checkpoint, by name."""
+    import orbax.checkpoint as ocp
+
+    step_dir = checkpoint.resolve(workdir)
+    tree = ocp.PyTreeCheckpointer().restore(step_dir / checkpoint.STATE, restore_args=None)
+    from flax.traverse_util import flatten_dict
+
+    return {name: np.asarray(value) for name, value in flatten_dict(tree, sep="/").items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    status, out, err = run(workdir, cache)
+    assert status == 0, err
+    return workdir
+
+
+def error_line(result, status=2):
+    """The message of a program that refused: one line, nothing before it but progress bars."""
+    code, _, err = result
+    assert code == status, err
+    lines = [line for line in err.strip().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    return lines[0]
+
+
+def test_a_run_writes_metrics_checkpoints_and_tensorboard(whole, cache):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert {"loss", "token_accuracy", "gate", "grad_norm", "lr", "examples_per_second"} <= lines[0].keys()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir()) == [STEPS - 3, STEPS]
+    assert list((whole / "tensorboard").iterdir())
+    step_dir = checkpoint.resolve(whole)
+    assert (step_dir / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
+    status, out, _ = run(whole, cache)
+    assert status == 0 and f"already trained to step {STEPS}; remove" in out
+
+
+def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path, cache):
+    workdir = tmp_path / "run"
+    moments = sorted(random.Random().sample(range(1, STEPS), 3))
+    for step in moments:
+        process = start(workdir, cache)
+        wait_for_step(process, workdir, step)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"ended before the kill at {moments}"
+    status, out, err = run(workdir, cache)
+    assert status == 0, err
+    one, other = arrays(whole), arrays(workdir)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name}, killed at {moments}")
+    assert steps_logged(workdir) == STEPS
+    loss = lambda d: [json.loads(line)["loss"] for line in (d / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
+    assert loss(workdir) == loss(whole)
+    assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
+
+
+def test_sigterm_saves_and_goes_on(tmp_path, cache):
+    workdir = tmp_path / "run"
+    process = start(workdir, cache, "--config.checkpoint_every=1000")
+    wait_for_step(process, workdir, 4)
+    process.terminate()
+    status, out, err = finish(process)
+    assert status == 0 and "stopped by SIGTERM after step" in out, err
+    step = int(checkpoint.resolve(workdir).name)
+    assert 4 <= step < STEPS
+    status, out, _ = run(workdir, cache, f"--config.steps={STEPS}")
+    assert status == 0 and f"going on from step {step}" in out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
+    line = error_line(run(tmp_path / "run", cache, "--config.optimizer.lr=1e30", "--config.checkpoint_every=1"))
+    assert "not finite at step" in line and "loss nan" in line and str(tmp_path / "run" / "checkpoints") in line
+    assert "the last good checkpoint is" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.optimizer.lrr=1"], "lrr"),
+        (["--stepz=1"], "stepz"),
+        (["--config.steps=many"], "steps"),
+        (["--config.model.variant=trol_2b"], "model 'trol_2b' is not known; choose one of trol_1_8b"),
+        (["--config.dtype=float16"], "config.dtype is 'float16', must be one of float32, bfloat16"),
+        (["--config.accumulation=3"], "config.batch_size 4 is not divisible by config.accumulation 3"),
+        (["--config.data.augment=('mirror',)"], "data.augment: 'mirror' is not known; choose from hflip"),
+        (["--config.data.root=/nowhere"], "/nowhere/train is not a folder"),
+        (["more"], "unexpected arguments more"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, cache, flags, message):
+    workdir = tmp_path / "run"
+    assert message in error_line(run(workdir, cache, *flags))
+    assert not workdir.exists() or not list((workdir / "checkpoints").iterdir())
+
+
+def test_other_settings_in_an_old_run_are_named(whole, cache):
+    line = error_line(run(whole, cache, "--config.optimizer.lr=0.5"))
+    assert "holds a run with other settings (config.optimizer.lr: 0.002 there, 0.5 here)" in line
+    line = error_line(run(whole, cache, "--config.model.variant=tiny_internlm2"))
+    assert "of another model" in line or "other settings" in line
+
+
+def test_no_space_left_while_saving(tmp_path, cache):
+    """A limit on the size of files makes every large write fail, as a full disk does."""
+    workdir = tmp_path / "run"
+    process = start(workdir, cache)
+    import resource
+
+    wait_for_step(process, workdir, 1)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    line = error_line(finish(process))
+    assert "cannot save checkpoint" in line
+    assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
