@@ -5,6 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 START := $(shell date +%s)
+# XLA runs programs this small on one core. Two devices, over which the batch is split as over any others, use two.
+export JAX_NUM_CPU_DEVICES ?= 2
 
 .PHONY: help quickstart smoke test lint clean
 

@@ -1,11 +1,13 @@
-"""Train: python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.optimizer.lr=1e-3]"""
+"""Train: python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.steps=100]"""
 
 from absl import flags
 from ml_collections import config_flags
 
 from launch import cli
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), and :argument for it.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(), and :argument for it.", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, tokeniser.")
 
 

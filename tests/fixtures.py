@@ -4,18 +4,16 @@ import contextlib
 import dataclasses
 import json
 
-import flax.linen as nn
-import jax
-import tiny
 from PIL import Image, ImageDraw
 
+import tiny
 from trol_jax.checkpoint import CHECKPOINTS, Checkpoints
 from trol_jax.data import easy_vqa
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.tokenizer import FILE, train_tokenizer
 from trol_jax.models.layers import unstack_layers
-from trol_jax.models.trol import TroL, init_params
+from trol_jax.models.trol import TroL
 from trol_jax.models.variants import VARIANTS
 from trol_jax.train import config as config_lib
 from trol_jax.train.optimizer import OptimizerOptions
@@ -57,9 +55,7 @@ def save_run(directory, family: str = "phi3", step: int = 1, seed: int = 0, **ch
     config = run_config(family, **changes)
     tokenizer = train_tokenizer([text for pair in QUESTIONS for text in pair], FORMATS[family], vocab_size=340)
     model = TroL(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id))
-    leaves, tree = jax.tree.flatten(nn.unbox(init_params(model, jax.random.key(seed))))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))  # the gate starts at zero: draw everything
-    params = tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    params = tiny.draw(model, seed)
     tokenizer.save(directory)
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         checkpoints.save(

@@ -34,8 +34,11 @@ def load(family):
         scaling = llm["rope_scaling"]
         rope = Su(llm["rope_theta"], tuple(scaling["short_factor"]), tuple(scaling["long_factor"]),
                   llm["max_position_embeddings"], llm["original_max_position_embeddings"])  # fmt: skip
-    sizes = lambda c: dict(width=c["hidden_size"], hidden=c["intermediate_size"], layers=c["num_hidden_layers"],
-                           heads=c["num_attention_heads"])  # fmt: skip
+
+    def sizes(c):
+        names = dict(width="hidden_size", hidden="intermediate_size", layers="num_hidden_layers")
+        return {ours: c[theirs] for ours, theirs in names.items()} | {"heads": c["num_attention_heads"]}
+
     config = dataclasses.replace(
         base,
         name=f"golden_{family}",
@@ -103,7 +106,9 @@ def to_tree(family, config, tensors):
             tree |= {"scale1": tensors[p + "ls1"], "scale2": tensors[p + "ls2"]}
         else:
             p = f"vit.vision_tower.vision_model.encoder.layers.{i}."
-            w, b = (np.concatenate([tensors[f"{p}self_attn.{x}_proj.{kind}"] for x in "qkv"]) for kind in ("weight", "bias"))
+            w, b = (
+                np.concatenate([tensors[f"{p}self_attn.{x}_proj.{kind}"] for x in "qkv"]) for kind in ("weight", "bias")
+            )
             names = {"out": "self_attn.out_proj", "up": "mlp.fc1", "down": "mlp.fc2", "norm1": "layer_norm1",
                      "norm2": "layer_norm2"}  # fmt: skip
         heads = (v.heads, v.width // v.heads)
@@ -138,7 +143,10 @@ def to_tree(family, config, tensors):
     tree["decoder/gate_kernel"], tree["decoder/gate_bias"] = tensors["weight"].reshape(-1), tensors["bias"][0]
     first, last = ("1", "3") if family == "phi3" else ("0", "2")
     if family == "phi3":
-        tree |= {"projector/norm/scale": tensors["vision_proj.0.weight"], "projector/norm/bias": tensors["vision_proj.0.bias"]}
+        tree |= {
+            "projector/norm/scale": tensors["vision_proj.0.weight"],
+            "projector/norm/bias": tensors["vision_proj.0.bias"],
+        }
     for ours, index in {"up": first, "down": last}.items():
         tree[f"projector/{ours}/kernel"] = tensors[f"vision_proj.{index}.weight"].T
         tree[f"projector/{ours}/bias"] = tensors[f"vision_proj.{index}.bias"]

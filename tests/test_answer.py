@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fixtures
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
+import fixtures
+import tiny
 from trol_jax.errors import UserError
 from trol_jax.infer.answer import Answerer
 from trol_jax.ops.image import normalize
@@ -135,7 +135,8 @@ def test_a_damaged_tokenizer_is_found(tmp_path):
 
 
 def generate(*arguments):
-    code = "import fixtures, runpy\nwith fixtures.nano_variants(): runpy.run_module('launch.generate', run_name='__main__')"
+    program = "runpy.run_module('launch.generate', run_name='__main__')"
+    code = f"import fixtures, runpy\nwith fixtures.nano_variants(): {program}"
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
     command = [sys.executable, "-c", code, *arguments]

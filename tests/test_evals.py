@@ -4,9 +4,9 @@ import json
 import resource
 import signal
 
-import fixtures
 import pytest
 
+import fixtures
 from trol_jax.errors import UserError
 from trol_jax.evals import runner
 from trol_jax.evals.easy_vqa import is_right, score
@@ -56,7 +56,12 @@ def test_score_overall_and_by_kind():
     rows += [{"kind": "shape", "answer": "circle", "prediction": "circle"}]
     result = score(rows)
     assert (result["n"], result["right"], result["accuracy"]) == (5, 4, 0.8)
-    assert result["by_kind"]["color"] == {"n": 4, "right": 3, "accuracy": 0.75, "standard_error": (0.75 * 0.25 / 4) ** 0.5}
+    assert result["by_kind"]["color"] == {
+        "n": 4,
+        "right": 3,
+        "accuracy": 0.75,
+        "standard_error": (0.75 * 0.25 / 4) ** 0.5,
+    }
     assert list(result["by_kind"]) == ["color", "shape"]
 
 

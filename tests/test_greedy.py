@@ -1,11 +1,11 @@
 """Generation against the original's, and against the model run without a cache."""
 
-import golden
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_parity import model, pictures
 
+import golden
+from test_parity import model, pictures
 from trol_jax.infer.greedy import generate
 
 

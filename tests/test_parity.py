@@ -2,12 +2,12 @@
 
 import functools
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL
 from trol_jax.ops.image import grow_position_table, normalize

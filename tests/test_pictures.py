@@ -2,12 +2,12 @@
 
 import io
 
-import fixtures
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
+import fixtures
 from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.evals import pictures
 from trol_jax.evals.easy_vqa import is_right, score
@@ -40,7 +40,9 @@ def test_examples_show_wrong_answers_first_and_all_answers():
     assert len({each["id"] for each in chosen}) == 8
 
 
-@pytest.mark.parametrize("right, wrong, expected", [(400, 0, 0), (400, 1, 1), (5, 400, 3), (0, 400, 8), (2, 1, 1), (0, 0, 0)])
+@pytest.mark.parametrize(
+    "right, wrong, expected", [(400, 0, 0), (400, 1, 1), (5, 400, 3), (0, 400, 8), (2, 1, 1), (0, 0, 0)]
+)
 def test_examples_fill_the_line_if_they_can(right, wrong, expected):
     rows = [row(i, "a", i < right) for i in range(right + wrong)]
     chosen = pictures.choose(rows)

@@ -75,7 +75,7 @@ def arrays(workdir):
 def whole(tmp_path_factory, cache):
     """A run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    status, out, err = run(workdir, cache)
+    status, _, err = run(workdir, cache)
     assert status == 0, err
     return workdir
 
@@ -111,7 +111,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path, cache):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"ended before the kill at {moments}"
-    status, out, err = run(workdir, cache)
+    status, _, err = run(workdir, cache)
     assert status == 0, err
     one, other = arrays(whole), arrays(workdir)
     assert one.keys() == other.keys()

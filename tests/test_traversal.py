@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from trol_jax.infer.greedy import generate
 from trol_jax.models.cache import Cache
 from trol_jax.models.layers import REMAT_POLICIES, stack_layers, unstack_layers
@@ -173,7 +173,9 @@ def test_decoding_uses_the_first_pass_only(family):
     """
     module, params = tiny.model(family)
     prompt, images = tiny.with_picture(module, tiny.tokens(1, 5)), tiny.images(1)
-    answers, _ = generate(module, params, prompt, images=images, segment_ids=jnp.ones_like(prompt), max_new_tokens=4, stop=())
+    answers, _ = generate(
+        module, params, prompt, images=images, segment_ids=jnp.ones_like(prompt), max_new_tokens=4, stop=()
+    )
     stepwise = reference(module, params, prompt, images, answers[:, :3])
     logits = module.apply({"params": params}, stepwise, method="logits")
     np.testing.assert_array_equal(logits.argmax(-1), answers)

@@ -26,19 +26,26 @@ def config(family: str, **changes) -> variants.ModelConfig:
     if family == "phi3":
         rope = dataclasses.replace(rope, short=(1.0,) * 4, long=(2.0,) * 4)
     base = dataclasses.replace(
-        base, vision=vision, decoder=dataclasses.replace(decoder, rope=rope), image_token=VOCAB if family == "internlm2" else 3
+        base,
+        vision=vision,
+        decoder=dataclasses.replace(decoder, rope=rope),
+        image_token=VOCAB if family == "internlm2" else 3,
     )
     return dataclasses.replace(base, **changes)
 
 
+def draw(module: TroL, seed: int = 0) -> dict:
+    """Random parameters, drawn by NumPy: no compilation, and nothing is zero or one as in a fresh model."""
+    shapes = nn.unbox(abstract_params(dataclasses.replace(module, scan=True)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes)
+
+
 @functools.cache
 def model(family: str, **changes) -> tuple[TroL, dict]:
-    """A model and random parameters, drawn by NumPy: no compilation, and nothing is zero or one as in a fresh model."""
     options = {k: changes.pop(k) for k in ("dtype", "scan", "remat") if k in changes}
     module = TroL(config(family, **changes), **options)
-    shapes = nn.unbox(abstract_params(dataclasses.replace(module, scan=True)))
-    rng = np.random.default_rng(0)
-    return module, jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes)
+    return module, draw(module)
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> jax.Array:

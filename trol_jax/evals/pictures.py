@@ -28,10 +28,13 @@ def samples(rows: Sequence[Mapping], result: Mapping) -> bytes:
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     write = lambda x, y, text, **style: figure.text(x / width, 1 - y / height, text, va="top", **style)  # noqa: E731
-    write(MARGIN, 0.15, f"easy-vqa test: {percent(result)} of {result['n']:,} questions right", fontsize=16, weight="bold")
+    write(
+        MARGIN, 0.15, f"easy-vqa test: {percent(result)} of {result['n']:,} questions right", fontsize=16, weight="bold"
+    )
     chosen = {kind: choose([row for row in rows if row["kind"] == kind]) for kind in kinds}
     shown = [row for examples in chosen.values() for row in examples]
-    note = f"Shown are {len(shown)} questions, {sum(not row['right'] for row in shown)} of them answered wrongly: of each kind "
+    wrong = sum(not row["right"] for row in shown)
+    note = f"Shown are {len(shown)} questions, {wrong} of them answered wrongly: of each kind "
     note += f"up to {WRONG_SHOWN} wrong answers come first, more only where too few are right."
     write(MARGIN, 0.47, note, fontsize=9.5, color=QUIET)
     for number, (kind, part) in enumerate(kinds.items()):
@@ -82,7 +85,9 @@ def percent(part: Mapping) -> str:
 
 def plain(text: str, length: int = 60) -> str:
     """What fonts can show, in one line; `$` would start a formula."""
-    return "".join(c if c.isascii() and c.isprintable() else "\N{WHITE SQUARE}" for c in text[:length]).replace("$", r"\$")
+    return "".join(c if c.isascii() and c.isprintable() else "\N{WHITE SQUARE}" for c in text[:length]).replace(
+        "$", r"\$"
+    )
 
 
 def verdict(row: Mapping) -> str:

@@ -65,7 +65,12 @@ def evaluate(
         picture = functools.lru_cache(2048)(load_image)  # each picture has about ten questions
         todo.sort(key=lambda row: len(answerer.prompt(row["question"], with_image=True)))  # similar lengths together
         with tqdm(
-            desc="evaluate", initial=len(rows) - len(todo), total=len(rows), unit="question", mininterval=1.0, dynamic_ncols=True
+            desc="evaluate",
+            initial=len(rows) - len(todo),
+            total=len(rows),
+            unit="question",
+            mininterval=1.0,
+            dynamic_ncols=True,
         ) as bar:
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]

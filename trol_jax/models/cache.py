@@ -24,11 +24,9 @@ class Cache:
 
     @classmethod
     def from_prompt(cls, kv, valid: jax.Array, size: int) -> "Cache":
-        """kv: (keys, values) of a prompt, [L, B, T, K, H] each; valid: bool[B, T]. Room for `size` slots, T included."""
+        """kv: (keys, values) of a prompt, [L, B, T, K, H] each; valid: bool[B, T]. `size`: slots in all, T included."""
         grow = size - valid.shape[1]
-        keys, values = (
-            [jnp.pad(layer, ((0, 0), (0, grow), (0, 0), (0, 0))) for layer in by_layer] for by_layer in kv
-        )
+        keys, values = ([jnp.pad(layer, ((0, 0), (0, grow), (0, 0), (0, 0))) for layer in by_layer] for by_layer in kv)
         return cls(
             keys=keys,
             values=values,

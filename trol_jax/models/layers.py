@@ -28,7 +28,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x, lora_mask=None, deterministic=True):
         """lora_mask: bool[...] over the leading axes of x."""
-        n_in, n_out = len(self.inputs), len(self.outputs)
+        n_in = len(self.inputs)
         in_axes, out_axes = self.axes[:n_in], self.axes[n_in:]
 
         def kernel(name, inputs, outputs, axes, scale=1.0):

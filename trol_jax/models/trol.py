@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trol_jax.models.cache import Cache
 from trol_jax.models.decoder import Context, Decoder
 from trol_jax.models.projector import Projector
 from trol_jax.models.variants import ModelConfig
@@ -90,7 +89,9 @@ def init_params(model: TroL, rng: jax.Array):
     """Fresh parameters, boxed with their logical axis names (`flax.linen.unbox` takes the boxes off)."""
     size = model.config.vision.image_size
     tokens, images = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, size, size, 3))
-    return model.init(rng, tokens, images, method=lambda m, *inputs: m.logits(m(*inputs)[0]))["params"]
+    everything = lambda m, *inputs: m.logits(m(*inputs)[0])  # noqa: E731
+    # Compiled as a whole, the forward pass that finds the shapes is never run.
+    return jax.jit(lambda rng: model.init(rng, tokens, images, method=everything)["params"])(rng)
 
 
 def abstract_params(model: TroL):

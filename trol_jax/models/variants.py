@@ -109,7 +109,14 @@ PHI3_MINI = DecoderConfig(
 # The tiny models see 64-pixel pictures, normalised by the statistics of easy-vqa's: its pale backgrounds then lie near
 # zero, and shapes are learned in half the steps. Their vocabulary is that of the tokeniser they are trained with.
 _TINY_TOWER = dict(
-    image_size=64, patch_size=8, width=64, hidden=256, layers=3, heads=2, mean=(0.90, 0.90, 0.90), std=(0.19, 0.19, 0.20)
+    image_size=64,
+    patch_size=8,
+    width=64,
+    hidden=256,
+    layers=3,
+    heads=2,
+    mean=(0.90, 0.90, 0.90),
+    std=(0.19, 0.19, 0.20),
 )
 TINY_CLIP = dataclasses.replace(CLIP_L, **_TINY_TOWER)
 TINY_INTERN_VIT = dataclasses.replace(INTERN_VIT_300M, **_TINY_TOWER)
@@ -118,7 +125,8 @@ TINY_INTERNLM2 = dataclasses.replace(
 )
 TINY_PHI3 = DecoderConfig(
     vocab=512, extra_rows=0, width=64, hidden=192, layers=3, heads=2, kv_heads=2, eps=1e-5,
-    rope=Su(theta=1e4, short=(1.0,) * 16, long=(1.0,) * 16, max_positions=4096, original_max_positions=4096), lora_rank=0,
+    rope=Su(theta=1e4, short=(1.0,) * 16, long=(1.0,) * 16, max_positions=4096, original_max_positions=4096),
+    lora_rank=0,
 )  # fmt: skip
 
 VARIANTS = {

@@ -92,9 +92,7 @@ def check(config: RunConfig) -> None:
 
 def model_config(options: ModelOptions, vocab: int, image_token: int) -> ModelConfig:
     """The variant with the run's traversal settings and its tokeniser's sizes."""
-    variant = dataclasses.replace(
-        get_variant(options.variant), shared_gate=options.shared_gate, passes=options.passes
-    )
+    variant = dataclasses.replace(get_variant(options.variant), shared_gate=options.shared_gate, passes=options.passes)
     return with_tokenizer(variant, vocab, image_token)
 
 

@@ -134,9 +134,13 @@ def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpo
         return values
     checkpoints.wait()
     last = checkpoints.latest_step()
-    good = f"the last good checkpoint is {checkpoints.directory / str(last)}" if last is not None else "none was saved yet"
+    good = (
+        f"the last good checkpoint is {checkpoints.directory / str(last)}" if last is not None else "none was saved yet"
+    )
     what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm"))
-    raise UserError(f"not finite at step {step}: {what}; {good}; lower optimizer.lr or optimizer.clip, then start again")
+    raise UserError(
+        f"not finite at step {step}: {what}; {good}; lower optimizer.lr or optimizer.clip, then start again"
+    )
 
 
 @contextlib.contextmanager

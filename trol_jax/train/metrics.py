@@ -21,7 +21,9 @@ class Metrics:
         self.last_step = start_step  # of the last line
         self._drop_lines_after(start_step)
         self.lines = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, max_queue=1000, flush_secs=30)
+        self.board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1, max_queue=1000, flush_secs=30
+        )
         self.bar = tqdm(initial=start_step, total=total_steps, unit="step", mininterval=1.0, dynamic_ncols=True)
         self.bar.set_description("train")
 

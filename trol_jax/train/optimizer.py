@@ -19,7 +19,9 @@ class OptimizerOptions:
 
 def make_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
     """Step -> learning rate: 0 to `lr` in `warmup` steps, then a cosine that reaches `lr_end` at `steps`."""
-    return optax.warmup_cosine_decay_schedule(0.0, options.lr, options.warmup, max(steps, options.warmup + 1), options.lr_end)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, options.lr, options.warmup, max(steps, options.warmup + 1), options.lr_end
+    )
 
 
 def make_optimizer(options: OptimizerOptions, schedule: optax.Schedule) -> optax.GradientTransformation:

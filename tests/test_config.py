@@ -1,0 +1,67 @@
+"""Settings: declared once, typed, and never silently unread."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from trol_jax.errors import UserError
+from trol_jax.train import config as config_lib
+
+CONFIGS = [path.stem for path in pathlib.Path("configs").glob("*.py") if path.stem != "__init__"]
+
+
+def values(name="quickstart", argument=""):
+    return importlib.import_module(f"configs.{name}").get_config(argument).to_dict()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_gives_every_setting_and_no_other(name):
+    config = config_lib.from_dict(values(name))
+    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+
+
+def test_smoke_is_the_quickstart_with_fewer_steps():
+    whole, smoke = values(), values(argument="smoke")
+    assert smoke["steps"] < 20 < whole["steps"] and smoke["data"] == whole["data"] and smoke["model"] == whole["model"]
+    with pytest.raises(ValueError, match="takes no argument or :smoke, not 'smok'"):
+        values(argument="smok")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optimizer.lrr", 1.0, r"config\.optimizer\.lrr is not a setting; did you mean config\.optimizer\.lr\?"),
+        ("zzz", 1, r"config\.zzz is not a setting; known keys: model, data"),
+        ("steps", 1.5, r"config\.steps is 1\.5, must be of type int"),
+        ("seed", True, r"config\.seed is True, must be of type int"),
+        ("steps", 0, r"config\.steps is 0, must be at least 1"),
+        ("dtype", "float16", r"config\.dtype is 'float16', must be one of float32, bfloat16"),
+        ("remat", "all", r"config\.remat is 'all', must be one of none, layer, dots"),
+        ("model.passes", 0, r"config\.model\.passes is 0"),
+        ("accumulation", 3, r"config\.batch_size 16 is not divisible by config\.accumulation 3"),
+    ],
+)
+def test_bad_values_are_named(path, value, message):
+    raw = values()
+    *parents, key = path.split(".")
+    node = raw
+    for parent in parents:
+        node = node[parent]
+    node[key] = value
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(raw)
+
+
+def test_missing_settings_are_named():
+    raw = values()
+    del raw["seed"], raw["keep"]
+    with pytest.raises(UserError, match="config lacks the settings seed, keep"):
+        config_lib.from_dict(raw)
+
+
+def test_differences_leave_out_how_a_run_is_watched():
+    old, new = values(), values()
+    new["optimizer"]["lr"], new["keep"], new["data"]["augment"] = 1.0, 9, list(old["data"]["augment"])
+    assert config_lib.differences(old, new) == ["config.optimizer.lr: 0.002 there, 1.0 here"]

@@ -1,0 +1,113 @@
+"""The training step and the optimiser, by property."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from trol_jax.errors import UserError
+from trol_jax.models.trol import TroL
+from trol_jax.sharding.rules import batch_sharding, data_mesh
+from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
+from trol_jax.train.step import TrainState, init_state, make_train_step
+
+OPTIONS = OptimizerOptions(lr=1e-2, lr_end=1e-4, warmup=2, weight_decay=0.1, clip=1.0, b1=0.9, b2=0.98)
+SCHEDULE = make_schedule(OPTIONS, 10)
+
+
+def batch(module, rows=8, seed=0):
+    """Rows whose answers are of very different lengths."""
+    text = tiny.tokens(rows, 6, seed)
+    tokens = tiny.with_picture(module, text)
+    length = tokens.shape[1]
+    mask = np.zeros((rows, length), bool)
+    for i in range(rows):
+        mask[i, length - 1 - i % 4 :] = True
+    pixels = np.random.default_rng(seed).integers(0, 255, (rows, 1, 16, 16, 3)).astype(np.uint8)
+    return {
+        "images": jnp.asarray(pixels), "tokens": tokens, "loss_mask": jnp.asarray(mask),
+        "positions": jnp.broadcast_to(jnp.arange(length), tokens.shape),
+        "segment_ids": jnp.ones_like(tokens), "turn_ids": jnp.zeros_like(tokens),
+    }  # fmt: skip
+
+
+def one_step(accumulation=1, sharding=None, family="phi3"):
+    module, params = tiny.model(family)
+    optimizer = optax.sgd(0.1)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    data = batch(module)
+    if sharding is not None:
+        data = jax.device_put(data, sharding)
+    step = jax.jit(make_train_step(module, optimizer, SCHEDULE, seed=0, accumulation=accumulation))
+    return step(state, data)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return one_step()
+
+
+def assert_same(one, other):
+    for name, value in one[1].items():
+        np.testing.assert_allclose(value, other[1][name], rtol=2e-5, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one[0].params, other[0].params)
+
+
+def test_accumulation_equals_the_whole_batch(plain):
+    assert_same(plain, one_step(accumulation=4))
+
+
+def test_eight_devices_equal_one(plain):
+    mesh = data_mesh()
+    assert mesh.shape["data"] == 8
+    assert_same(plain, one_step(sharding=batch_sharding(mesh, 8)))
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    with pytest.raises(UserError, match=r"batch_size 12 is not divisible by the 8 devices of the data axis; use 8"):
+        batch_sharding(data_mesh(), 12)
+
+
+def test_padding_takes_no_part(plain):
+    module, params = tiny.model("phi3")
+    data = batch(module)
+    wide = {k: jnp.pad(v, ((0, 0), (0, 3))) if v.ndim == 2 else v for k, v in data.items()}
+    optimizer = optax.sgd(0.1)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    assert_same(plain, jax.jit(make_train_step(module, optimizer, SCHEDULE, seed=0))(state, wide))
+
+
+def test_schedule_warms_up_and_ends_where_it_should():
+    assert SCHEDULE(0) == 0
+    np.testing.assert_allclose([SCHEDULE(2), SCHEDULE(10)], [OPTIONS.lr, OPTIONS.lr_end], rtol=1e-5)
+
+
+def test_only_matrices_decay():
+    _, params = tiny.model("internlm2")
+    optimizer = make_optimizer(dataclasses.replace(OPTIONS, warmup=0), make_schedule(OPTIONS, 10))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    state = optimizer.init(params)
+    for _ in range(2):  # the rate of the first step is zero
+        updates, state = optimizer.update(zero, state, params)
+    decayed = {jax.tree_util.keystr(path): bool(jnp.abs(leaf).max() > 0)
+               for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}  # fmt: skip
+    assert any(decayed.values())
+    for path, moved in decayed.items():
+        assert moved == any(f"'{name}'" in path for name in ("kernel", "embedding", "lora_a", "lora_b")), path
+
+
+def test_moments_carry_the_axis_names_of_their_parameters():
+    module = TroL(tiny.config("phi3"))
+    boxed = jax.eval_shape(lambda: init_state(module, make_optimizer(OPTIONS, SCHEDULE), jax.random.key(0)))
+
+    def names(tree):
+        leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+        return [leaf.names for leaf in leaves if isinstance(leaf, nn.Partitioned)]
+
+    adam = boxed.opt_state[1][0]
+    assert names(adam.mu) == names(adam.nu) == names(boxed.params) and len(names(boxed.params)) > 20
