@@ -19,9 +19,9 @@ from trol_jax.train import config as config_lib
 from trol_jax.train.optimizer import OptimizerOptions
 
 QUESTIONS = [
-    ("is there a red shape?", "yes"),
+    ("is there a red shape in the image?", "yes"),
     ("is there a blue shape in the image?", "no"),
-    ("what color is the shape?", "red"),
+    ("what color is the shape in the image?", "red"),
     ("what shape is in the image?", "circle"),
 ]
 

@@ -28,9 +28,8 @@ def samples(rows: Sequence[Mapping], result: Mapping) -> bytes:
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     write = lambda x, y, text, **style: figure.text(x / width, 1 - y / height, text, va="top", **style)  # noqa: E731
-    write(
-        MARGIN, 0.15, f"easy-vqa test: {percent(result)} of {result['n']:,} questions right", fontsize=16, weight="bold"
-    )
+    title = f"easy-vqa test: {percent(result)} of {result['n']:,} questions right"
+    write(MARGIN, 0.15, title, fontsize=16, weight="bold")
     chosen = {kind: choose([row for row in rows if row["kind"] == kind]) for kind in kinds}
     shown = [row for examples in chosen.values() for row in examples]
     wrong = sum(not row["right"] for row in shown)

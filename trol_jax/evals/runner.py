@@ -64,14 +64,8 @@ def evaluate(
         answerer = Answerer.load(step_dir, batch_size := min(batch_size, len(todo)))
         picture = functools.lru_cache(2048)(load_image)  # each picture has about ten questions
         todo.sort(key=lambda row: len(answerer.prompt(row["question"], with_image=True)))  # similar lengths together
-        with tqdm(
-            desc="evaluate",
-            initial=len(rows) - len(todo),
-            total=len(rows),
-            unit="question",
-            mininterval=1.0,
-            dynamic_ncols=True,
-        ) as bar:
+        looks = dict(desc="evaluate", unit="question", mininterval=1.0, dynamic_ncols=True)
+        with tqdm(initial=len(rows) - len(todo), total=len(rows), **looks) as bar:
             for start in range(0, len(todo), batch_size):
                 batch = todo[start : start + batch_size]
                 given = answerer.answer([(picture(row["image"]), row["question"]) for row in batch], MAX_NEW_TOKENS)
@@ -134,11 +128,11 @@ class Answers:
             return {}
         expected = {row["id"]: (row["question"], row["answer"], os.path.basename(row["image"])) for row in rows}
         with explained(self.path):
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         known = {}
         for text in lines:
             try:
-                old = json.loads(text)
+                old = json.loads(text) if text.endswith("\n") else None
                 asked = old["question"], old["answer"], old["image"]
                 if old["source"] == self.source and expected.get(old["id"]) == asked:
                     known[old["id"]] = old
