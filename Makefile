@@ -21,7 +21,7 @@ quickstart: $(INSTALLED) ## train a small TroL on real pictures, measure it and 
 smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is removed afterwards
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	$(RUN) -m launch.train --config=configs/quickstart.py:smoke --workdir="$$dir"; \
-	$(RUN) -m launch.evaluate --checkpoint="$$dir"; \
+	$(RUN) -m launch.evaluate --checkpoint="$$dir" --limit=500; \
 	echo "make smoke: $$(($$(date +%s) - $(START))) s in all"
 
 test: $(INSTALLED) ## run the tests
