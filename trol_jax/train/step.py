@@ -82,7 +82,7 @@ def make_train_step(
             "loss": loss / tokens,
             "token_accuracy": sums["right"] / tokens,
             "gate": sums["gate"] / jnp.maximum(sums["gated"], 1),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": schedule(state.step),
         }
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
