@@ -2,11 +2,12 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
+    logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
     flags.mark_flags_as_required(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
 
