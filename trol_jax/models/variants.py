@@ -107,7 +107,7 @@ PHI3_MINI = DecoderConfig(
 )  # fmt: skip
 
 # The tiny models see 64-pixel pictures, normalised by the statistics of easy-vqa's: its pale backgrounds then lie near
-# zero, and shapes are learned in half the steps. Their vocabulary is that of the tokeniser they are trained with.
+# zero, and shapes are learned sooner. Their vocabulary is that of the tokeniser they are trained with.
 _TINY_TOWER = dict(
     image_size=64,
     patch_size=8,
