@@ -14,14 +14,16 @@ help: ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 quickstart: $(INSTALLED) ## train a small TroL on real pictures, measure it and show it
+	$(RUN) -m launch.train --config=configs/quickstart.py:tower --workdir=runs/tower
 	$(RUN) -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 	$(RUN) -m launch.evaluate --checkpoint=runs/quickstart
 	@echo "make quickstart: $$(($$(date +%s) - $(START))) s in all; results are in runs/quickstart"
 
 smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is removed afterwards
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
-	$(RUN) -m launch.train --config=configs/quickstart.py:smoke --workdir="$$dir"; \
-	$(RUN) -m launch.evaluate --checkpoint="$$dir" --limit=500; \
+	$(RUN) -m launch.train --config=configs/quickstart.py:tower,smoke --workdir="$$dir/tower"; \
+	$(RUN) -m launch.train --config=configs/quickstart.py:smoke --workdir="$$dir/run" --config.start_from="$$dir/tower"; \
+	$(RUN) -m launch.evaluate --checkpoint="$$dir/run" --limit=500; \
 	echo "make smoke: $$(($$(date +%s) - $(START))) s in all"
 
 test: $(INSTALLED) ## run the tests

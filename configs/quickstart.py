@@ -1,25 +1,31 @@
-"""The quickstart: a TroL of half a million parameters learns to answer questions about coloured shapes (easy-vqa).
+"""The quickstart: a TroL of 0.4 million parameters learns to answer questions about coloured shapes (easy-vqa).
 
+    python -m launch.train --config=configs/quickstart.py:tower --workdir=runs/tower
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-About ten minutes on two CPU cores. `--config=configs/quickstart.py:smoke` takes the same path in a few steps.
+As the released models did, it starts from a vision tower that was trained before: about four minutes on two CPU cores
+to tell pictures' words, then about six for TroL as a whole. `:smoke` and `:tower,smoke` take the same paths in a few
+steps.
 """
 
 import ml_collections
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    if arg not in ("", "smoke"):
-        raise ValueError(f"configs/quickstart.py takes no argument or :smoke, not {arg!r}")
+    chosen = arg.split(",") if arg else []
+    if unknown := [name for name in chosen if name not in ("tower", "smoke")]:
+        raise ValueError(f"configs/quickstart.py takes :tower, :smoke or :tower,smoke, not {unknown[0]!r}")
     config = ml_collections.ConfigDict()
+    config.objective = "answers"
+    config.start_from = "runs/tower"
     config.seed = 0
-    config.steps = 3000
+    config.steps = 1200
     config.batch_size = 16  # pictures
     config.accumulation = 1
     config.dtype = "float32"
     config.remat = "none"
     config.scan = True
-    config.checkpoint_every = 500
+    config.checkpoint_every = 400
     config.keep = 2
     config.log_every = 10
 
@@ -38,15 +44,23 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.workers = 0
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.lr = 2e-3
-    config.optimizer.lr_end = 4e-5
+    config.optimizer.lr = 1e-3
+    config.optimizer.lr_end = 2e-5
     config.optimizer.warmup = 100
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip = 1.0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
 
-    if arg == "smoke":
+    if "tower" in chosen:
+        config.objective = "words"
+        config.start_from = ""
+        config.steps = 4000
+        config.checkpoint_every = 1000
+        config.data.turns = 16  # every question of nearly every picture
+        config.data.max_length = 256
+        config.optimizer.weight_decay = 0.0  # the decoder, which waits, stays as it was drawn
+    if "smoke" in chosen:
         config.steps = 8
         config.checkpoint_every = 4
         config.log_every = 2

@@ -35,5 +35,7 @@ def guarded(main, argv):
 
 
 def fail(message, status: int = 2):
+    before, trace, after = str(message).partition("Traceback")  # ml_collections quotes that of a failing config file
+    message = before + after.strip().splitlines()[-1] if trace else message
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(status)

@@ -22,11 +22,19 @@ def test_every_config_file_gives_every_setting_and_no_other(name):
     assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
 
 
-def test_smoke_is_the_quickstart_with_fewer_steps():
-    whole, smoke = values(), values(argument="smoke")
-    assert smoke["steps"] < 20 < whole["steps"] and smoke["data"] == whole["data"] and smoke["model"] == whole["model"]
-    with pytest.raises(ValueError, match="takes no argument or :smoke, not 'smok'"):
-        values(argument="smok")
+@pytest.mark.parametrize(("argument", "smoke"), [("", "smoke"), ("tower", "tower,smoke")])
+def test_smoke_is_the_quickstart_with_fewer_steps(argument, smoke):
+    whole, smoke = values(argument=argument), values(argument=smoke)
+    assert smoke["steps"] < 20 < whole["steps"]
+    for key in ("objective", "start_from", "data", "model", "batch_size"):
+        assert smoke[key] == whole[key]
+
+
+def test_the_quickstart_starts_from_its_tower():
+    tower, whole = values(argument="tower"), values()
+    assert whole["start_from"] and not tower["start_from"] and tower["model"] == whole["model"]
+    with pytest.raises(ValueError, match="takes :tower, :smoke or :tower,smoke, not 'smok'"):
+        values(argument="tower,smok")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,7 @@ def test_smoke_is_the_quickstart_with_fewer_steps():
         ("steps", 1.5, r"config\.steps is 1\.5, must be of type int"),
         ("seed", True, r"config\.seed is True, must be of type int"),
         ("steps", 0, r"config\.steps is 0, must be at least 1"),
+        ("objective", "word", r"config\.objective is 'word', must be one of answers, words"),
         ("dtype", "float16", r"config\.dtype is 'float16', must be one of float32, bfloat16"),
         ("remat", "all", r"config\.remat is 'all', must be one of none, layer, dots"),
         ("model.passes", 0, r"config\.model\.passes is 0"),
@@ -64,4 +73,4 @@ def test_missing_settings_are_named():
 def test_differences_leave_out_how_a_run_is_watched():
     old, new = values(), values()
     new["optimizer"]["lr"], new["keep"], new["data"]["augment"] = 1.0, 9, list(old["data"]["augment"])
-    assert config_lib.differences(old, new) == ["config.optimizer.lr: 0.002 there, 1.0 here"]
+    assert config_lib.differences(old, new) == ["config.optimizer.lr: 0.001 there, 1.0 here"]

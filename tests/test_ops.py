@@ -10,7 +10,7 @@ import pytest
 from trol_jax.models.variants import INTERNLM2_1_8B, PHI3_MINI
 from trol_jax.ops.attention import attention, cache_mask, prompt_mask
 from trol_jax.ops.image import grow_position_table, normalize, patchify, pixel_shuffle
-from trol_jax.ops.losses import next_token_loss
+from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
 from trol_jax.ops.norms import layer_norm, rms_norm
 from trol_jax.ops.rotary import DynamicNTK, rotary_table, rotate
 
@@ -155,6 +155,19 @@ def test_chunked_loss_equals_the_plain_one(chunk):
     _, count, right = next_token_loss(x, head, tokens, mask, chunk)
     best = (x[:, :-1] @ head).argmax(-1) == tokens[:, 1:]
     assert count == mask[:, 1:].sum() and right == (best & mask[:, 1:]).sum()
+
+
+def test_bag_of_words_counts_every_word_of_a_row_once():
+    x, table = draw(3, 8), draw(11, 8)
+    tokens = jnp.asarray([[2, 5, 2, 7], [1, 1, 1, 1], [3, 4, 0, 0]])
+    mask = jnp.asarray([[True, True, True, False], [True] * 4, [False] * 4])
+    words = [{2, 5}, {1}, set()]
+    logits = np.asarray(x @ table.T, np.float64)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    loss, count, right = jax.jit(bag_of_words_loss)(x, table, tokens, mask)
+    close(loss, -sum(logp[row, word] for row in range(3) for word in words[row]))
+    best = [set(np.argsort(-logits[row])[: len(words[row])].tolist()) for row in range(3)]
+    assert count == 3 and right == sum(len(best[row] & words[row]) for row in range(3))
 
 
 def test_chunked_loss_never_holds_all_logits():

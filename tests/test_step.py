@@ -36,15 +36,15 @@ def batch(module, rows=8, seed=0):
     }  # fmt: skip
 
 
-def one_step(accumulation=1, sharding=None, family="phi3"):
+def one_step(accumulation=1, sharding=None, family="phi3", objective="answers"):
     module, params = tiny.model(family)
     optimizer = optax.sgd(0.1)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     data = batch(module)
     if sharding is not None:
         data = jax.device_put(data, sharding)
-    step = jax.jit(make_train_step(module, optimizer, SCHEDULE, seed=0, accumulation=accumulation))
-    return step(state, data)
+    step = make_train_step(module, optimizer, SCHEDULE, objective=objective, accumulation=accumulation)
+    return jax.jit(step)(state, data)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,19 @@ def assert_same(one, other):
 
 def test_accumulation_equals_the_whole_batch(plain):
     assert_same(plain, one_step(accumulation=4))
+
+
+def test_the_words_train_the_tower_and_the_embeddings_alone():
+    _, params = tiny.model("phi3")
+    whole, parts = (one_step(accumulation, objective="words") for accumulation in (1, 4))
+    assert_same(whole, parts)
+    moved = {jax.tree_util.keystr(path, simple=True, separator="/"): bool(change)
+             for path, change in jax.tree_util.tree_leaves_with_path(
+                 jax.tree.map(lambda a, b: (a != b).any(), params, whole[0].params))}  # fmt: skip
+    for name, change in moved.items():
+        if name.startswith("decoder/"):
+            assert change == (name == "decoder/embedding"), name
+    assert moved["vision/patch/kernel"] and moved["projector/down/kernel"]
 
 
 def test_eight_devices_equal_one(plain):
@@ -79,7 +92,7 @@ def test_padding_takes_no_part(plain):
     wide = {k: jnp.pad(v, ((0, 0), (0, 3))) if v.ndim == 2 else v for k, v in data.items()}
     optimizer = optax.sgd(0.1)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
-    assert_same(plain, jax.jit(make_train_step(module, optimizer, SCHEDULE, seed=0))(state, wide))
+    assert_same(plain, jax.jit(make_train_step(module, optimizer, SCHEDULE))(state, wide))
 
 
 def test_schedule_warms_up_and_ends_where_it_should():

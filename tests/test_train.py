@@ -34,7 +34,7 @@ def start(workdir, cache, *flags, config="configs/quickstart.py:smoke"):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     small = dict(steps=STEPS, checkpoint_every=3, log_every=1, batch_size=4) | {
-        "data.turns": 2, "data.max_length": 48, "optimizer.warmup": 2,
+        "start_from": "", "data.turns": 2, "data.max_length": 48, "optimizer.warmup": 2,
     }  # fmt: skip
     given = [flag.split("=")[0] for flag in flags]
     small = [f"--config.{k}={v}" for k, v in small.items() if f"--config.{k}" not in given]
@@ -103,6 +103,25 @@ def test_a_run_writes_metrics_checkpoints_and_tensorboard(whole, cache):
     assert status == 0 and f"already trained to step {STEPS}; remove" in out
 
 
+def test_a_run_starts_from_the_tower_that_another_trained(whole, tmp_path, cache):
+    tower, run_ = tmp_path / "tower", tmp_path / "run"
+    status, _, err = run(tower, cache, "--config.steps=2", config="configs/quickstart.py:tower,smoke")
+    assert status == 0, err
+    still = ["--config.steps=1", "--config.optimizer.lr=0.0", "--config.optimizer.lr_end=0.0"]
+    status, _, err = run(run_, cache, f"--config.start_from={tower}", *still)
+    assert status == 0, err
+    assert (tower / "tokenizer.json").read_bytes() == (run_ / "tokenizer.json").read_bytes()
+    params = lambda d: {name: array for name, array in arrays(d).items() if name.startswith("params/")}  # noqa: E731
+    given, taken, fresh = params(tower), params(run_), params(whole)
+    for name in given:
+        np.testing.assert_array_equal(given[name], taken[name], err_msg=name)
+    assert given.keys() == fresh.keys() and any((given[name] != fresh[name]).any() for name in given)
+    line = error_line(
+        run(tmp_path / "other", cache, f"--config.start_from={tower}", "--config.model.shared_gate=False")
+    )
+    assert "of another model" in line and "gate_kernel" in line
+
+
 def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path, cache):
     workdir = tmp_path / "run"
     moments = sorted(random.Random().sample(range(1, STEPS), 3))
@@ -150,6 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
         (["--stepz=1"], "stepz"),
         (["--config.steps=many"], "steps"),
         (["--config.data.augment=('mirror',)"], "data.augment: 'mirror' is not known; choose from hflip"),
+        (["--config.start_from=/nowhere"], "config.start_from: no checkpoint at /nowhere: there is no such directory"),
         (["--config.data.root=/nowhere"], "/nowhere/train is not a folder"),
         (["more"], "unexpected arguments more"),
     ],
@@ -162,7 +182,7 @@ def test_bad_settings_are_named(tmp_path, cache, flags, message):
 
 def test_other_settings_in_an_old_run_are_named(whole, cache):
     line = error_line(run(whole, cache, "--config.optimizer.lr=0.5"))
-    assert "holds a run with other settings (config.optimizer.lr: 0.002 there, 0.5 here)" in line
+    assert "holds a run with other settings (config.optimizer.lr: 0.001 there, 0.5 here)" in line
     line = error_line(run(whole, cache, "--config.model.variant=tiny_internlm2"))
     assert "of another model" in line or "other settings" in line
 

@@ -1,4 +1,4 @@
-"""Masked next-token loss that never holds all logits at once."""
+"""What training minimises: a masked next-token loss that never holds all logits, and a loss on bags of words."""
 
 import jax
 import jax.numpy as jnp
@@ -40,3 +40,20 @@ def _chunk_loss(x, head, targets, weights):
     loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
     right = target_logits >= logits.max(axis=-1)
     return (loss * weights).sum(), (right * weights).sum()
+
+
+def bag_of_words_loss(x: jax.Array, table: jax.Array, tokens: jax.Array, mask: jax.Array):
+    """Cross-entropy of each distinct masked token of a row given one vector for the row, summed over tokens and rows.
+
+    x: [B, D], table: [V, D] vectors of the vocabulary, tokens: int[B, T], mask: bool[B, T].
+    Order and number of a token do not count: pictures are described by the words that people use about them (Joulin et
+    al., arXiv 1511.02251; Huang et al., arXiv 2411.03313).
+    Returns (sum of the losses in nats, float32[]; number of distinct tokens, float32[]; number of them found, where a
+    row of n is granted its n most likely tokens, float32[]).
+    """
+    logits = jnp.einsum("bd,vd->bv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    wanted = jnp.zeros(logits.shape, bool).at[jnp.arange(len(x))[:, None], tokens].max(mask)
+    count = wanted.sum(axis=1, keepdims=True)
+    least = jnp.take_along_axis(jnp.sort(logits, axis=1, descending=True), jnp.maximum(count - 1, 0), axis=1)
+    loss = -jnp.sum(jax.nn.log_softmax(logits), where=wanted)
+    return loss, count.sum(dtype=jnp.float32), jnp.sum(wanted & (logits >= least), dtype=jnp.float32)

@@ -13,6 +13,7 @@ from trol_jax.errors import UserError
 from trol_jax.models.layers import REMAT_POLICIES
 from trol_jax.models.variants import ModelConfig, get_variant, with_tokenizer
 from trol_jax.train.optimizer import OptimizerOptions
+from trol_jax.train.step import OBJECTIVES
 
 DTYPES = ("float32", "bfloat16")
 
@@ -29,6 +30,8 @@ class RunConfig:
     model: ModelOptions
     data: DataOptions
     optimizer: OptimizerOptions
+    objective: str  # what is minimised, a name of trol_jax.train.step.OBJECTIVES
+    start_from: str  # a run or checkpoint of the same model, whose parameters this run starts with; "" = random
     seed: int
     steps: int
     batch_size: int  # pictures a step, all devices and micro-batches together
@@ -76,7 +79,8 @@ def from_dict(raw: Mapping[str, Any], cls=RunConfig, where: str = "config"):
 def check(config: RunConfig) -> None:
     """UserError for values that cannot work together."""
     get_variant(config.model.variant)
-    for name, known in (("dtype", DTYPES), ("remat", tuple(REMAT_POLICIES))):
+    choices = {"objective": OBJECTIVES, "dtype": DTYPES, "remat": REMAT_POLICIES}
+    for name, known in choices.items():
         if getattr(config, name) not in known:
             raise UserError(f"config.{name} is {getattr(config, name)!r}, must be one of {', '.join(known)}")
     for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every"):

@@ -39,7 +39,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)
     family = get_variant(config.model.variant).family
     source = easy_vqa.EasyVQA("train", config.data.root or None)
-    tokenizer = open_tokenizer(workdir, source, family)
+    origin = starting_point(config.start_from)
+    tokenizer = open_tokenizer(workdir, source, family, origin)
     sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
     model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -53,7 +54,14 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.unbox(boxed), state_shardings
     )
     train_step = jax.jit(
-        make_train_step(model, optimizer, schedule, config.seed, config.accumulation),
+        make_train_step(
+            model,
+            optimizer,
+            schedule,
+            objective=config.objective,
+            seed=config.seed,
+            accumulation=config.accumulation,
+        ),
         in_shardings=(state_shardings, over_devices),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
@@ -64,6 +72,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
         if checkpoints.latest_step() is None:
             state, data_state = jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)(), None
+            if origin is not None:
+                state = state.replace(params=checkpoint.restore_params(origin, abstract_state.params))
         else:
             _, state, data_state, stored = checkpoints.restore(abstract_state)
             if changed := config_lib.differences(stored, settings):
@@ -119,11 +129,26 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     return step
 
 
-def open_tokenizer(workdir: pathlib.Path, source: easy_vqa.EasyVQA, family: str) -> tokenizer_lib.Tokenizer:
-    """The run's tokeniser, trained on the training questions the first time."""
+def starting_point(path: str) -> pathlib.Path | None:
+    """The checkpoint that `config.start_from` means; None for none."""
+    try:
+        return checkpoint.resolve(path) if path else None
+    except UserError as error:
+        raise UserError(f"config.start_from: {error}; train that run first, or name another") from error
+
+
+def open_tokenizer(
+    workdir: pathlib.Path, source: easy_vqa.EasyVQA, family: str, origin: pathlib.Path | None
+) -> tokenizer_lib.Tokenizer:
+    """The run's tokeniser. The first time it comes from the starting point, or is trained on the training questions."""
     if not (workdir / tokenizer_lib.FILE).exists():
-        texts = [text for row in source.questions() for text in (row["question"], row["answer"])]
-        tokenizer_lib.train_tokenizer(texts, FORMATS[family]).save(workdir)
+        if origin is not None:
+            checkpoint.read_file(origin, tokenizer_lib.FILE)  # its checksum
+            tokenizer = tokenizer_lib.Tokenizer.load(origin)
+        else:
+            texts = [text for row in source.questions() for text in (row["question"], row["answer"])]
+            tokenizer = tokenizer_lib.train_tokenizer(texts, FORMATS[family])
+        tokenizer.save(workdir)
     return tokenizer_lib.Tokenizer.load(workdir)
 
 

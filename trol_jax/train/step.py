@@ -7,7 +7,7 @@ from flax import struct
 
 from trol_jax.models.trol import TroL, init_params
 from trol_jax.ops.image import normalize
-from trol_jax.ops.losses import next_token_loss
+from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
 
 
 @struct.dataclass
@@ -23,17 +23,12 @@ def init_state(model: TroL, optimizer: optax.GradientTransformation, rng: jax.Ar
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def loss_sums(model: TroL, params, batch: dict, rng: jax.Array):
-    """Loss summed over the answer tokens of a batch, and what else is counted on the way.
-
-    batch: see `trol_jax.data.pipeline`. Returns (nats, sums) with sums["tokens"], sums["right"] and, for the mean
-    gate, sums["gate"] and sums["gated"] over the tokens that are not padding.
-    """
-    vision = model.config.vision
+def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
+    """The model's loss: every answer token given all before it. Also the mean gate over tokens that are not padding."""
     x, out = model.apply(
         {"params": params},
         batch["tokens"],
-        normalize(batch["images"], vision.mean, vision.std),
+        pixels(model, batch),
         segment_ids=batch["segment_ids"],
         turn_ids=batch["turn_ids"],
         positions=batch["positions"],
@@ -44,18 +39,52 @@ def loss_sums(model: TroL, params, batch: dict, rng: jax.Array):
     loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"])
     real = jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"]))
     gate = jnp.sum(out["gate"], where=real)
-    return loss, {"tokens": tokens, "right": right, "gate": gate, "gated": real.sum(dtype=jnp.float32)}
+    return {"loss": (loss, tokens), "token_accuracy": (right, tokens), "gate": (gate, real.sum(dtype=jnp.float32))}
+
+
+def word_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
+    """Pretraining of the vision tower, without the decoder: the words of a row's answers given its image tokens' mean.
+
+    The words are vectors of the decoder's embedding table, so pictures come to speak the language the decoder reads.
+    """
+    images = pixels(model, batch)
+    features = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="encode_images")
+    mean = features.reshape(len(images), -1, features.shape[-1]).mean(axis=1)
+    table = params["decoder"]["embedding"]
+    loss, words, right = bag_of_words_loss(mean, table, batch["tokens"], batch["loss_mask"])
+    return {"loss": (loss, words), "token_accuracy": (right, words)}
+
+
+def pixels(model: TroL, batch: dict) -> jax.Array:
+    return normalize(batch["images"], model.config.vision.mean, model.config.vision.std)
+
+
+# What a run minimises. Each: (model, params, batch of `trol_jax.data.pipeline`, rng) -> {metric: (sum, count)}, the
+# first of them "loss", in nats. Sums and counts of micro-batches add up; each metric is their quotient.
+OBJECTIVES = {"answers": answer_sums, "words": word_sums}
 
 
 def make_train_step(
-    model: TroL, optimizer: optax.GradientTransformation, schedule: optax.Schedule, seed: int, accumulation: int = 1
+    model: TroL,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    objective: str = "answers",
+    seed: int = 0,
+    accumulation: int = 1,
 ):
     """The step function. Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
 
+    objective: a name of OBJECTIVES.
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
     whole batch however unevenly its answer tokens fall.
     """
-    grad_fn = jax.value_and_grad(lambda params, batch, rng: loss_sums(model, params, batch, rng), has_aux=True)
+
+    def loss_and_sums(params, batch, rng):
+        sums = OBJECTIVES[objective](model, params, batch, rng)
+        return sums["loss"][0], sums
+
+    grad_fn = jax.grad(loss_and_sums, has_aux=True)
 
     def split(x):
         """[B, ...] -> [accumulation, B / accumulation, ...], each micro-batch spread over all devices."""
@@ -64,7 +93,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulation == 1:
-            (loss, sums), grads = grad_fn(state.params, batch, rng)
+            grads, sums = grad_fn(state.params, batch, rng)
         else:
 
             def body(total, piece):
@@ -74,17 +103,12 @@ def make_train_step(
             pieces = jax.tree.map(split, batch), jax.random.split(rng, accumulation)
             zero = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], pieces[0]), rng)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-            ((loss, sums), grads), _ = jax.lax.scan(body, zero, pieces)
-        tokens = jnp.maximum(sums["tokens"], 1)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
+            (grads, sums), _ = jax.lax.scan(body, zero, pieces)
+        _, tokens = sums["loss"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(tokens, 1), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": loss / tokens,
-            "token_accuracy": sums["right"] / tokens,
-            "gate": sums["gate"] / jnp.maximum(sums["gated"], 1),
-            "grad_norm": optax.tree.norm(grads),
-            "lr": schedule(state.step),
-        }
+        metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return train_step
