@@ -19,13 +19,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.objective = "answers"
     config.start_from = "runs/tower"
     config.seed = 0
-    config.steps = 1200
+    config.steps = 2000
     config.batch_size = 16  # pictures
     config.accumulation = 1
     config.dtype = "float32"
     config.remat = "none"
-    config.scan = True
-    config.checkpoint_every = 400
+    config.scan = False  # on CPU a loop over layers trains about 1.6 times as fast as a scan
+    config.checkpoint_every = 500
     config.keep = 2
     config.log_every = 10
 

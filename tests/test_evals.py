@@ -9,6 +9,7 @@ import pytest
 import fixtures
 from trol_jax.errors import UserError
 from trol_jax.evals import runner
+from trol_jax.evals.answers import Answers, write
 from trol_jax.evals.easy_vqa import is_right, score
 from trol_jax.infer.answer import Answerer
 
@@ -144,7 +145,7 @@ def test_a_limit_asks_the_first_and_keeps_what_is_known(run, data, asked, tmp_pa
 
 
 def test_no_space_left_is_one_line_and_leaves_no_half_line(tmp_path):
-    answers = runner.Answers(tmp_path / runner.ANSWERS, "source")
+    answers = Answers(tmp_path / runner.ANSWERS, "source")
     answers.append([{"id": 1, "text": "x" * 1000}])
     before = answers.path.read_bytes()
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -153,7 +154,7 @@ def test_no_space_left_is_one_line_and_leaves_no_half_line(tmp_path):
         with pytest.raises(UserError, match=f"cannot use {answers.path}: .*; make room") as appended:
             answers.append([{"id": 2, "text": "x" * 1000}])
         with pytest.raises(UserError, match=f"cannot use {tmp_path / runner.SAMPLES}: File too large"):
-            runner.write(tmp_path / runner.SAMPLES, b"x" * 2000)
+            write(tmp_path / runner.SAMPLES, b"x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

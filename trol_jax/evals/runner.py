@@ -1,16 +1,13 @@
 """Measures a checkpoint on the test questions of easy-vqa: every answer generated, scored, written down and shown."""
 
-import errno
 import functools
 import json
 import os
 import platform
 import resource
-import secrets
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,8 +18,8 @@ import trol_jax
 from trol_jax import checkpoint, manifest
 from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.data.images import load_image
-from trol_jax.errors import UserError
 from trol_jax.evals import pictures
+from trol_jax.evals.answers import Answers, write
 from trol_jax.evals.easy_vqa import is_right, score
 from trol_jax.infer.answer import Answerer, read_config
 
@@ -116,54 +113,6 @@ def line(row: Mapping, answer, source: str) -> dict:
     }
 
 
-class Answers:
-    """ANSWERS: one JSON object a line, appended batch by batch. Lines from another `source` are of no use here."""
-
-    def __init__(self, path: Path, source: str):
-        self.path, self.source = path, source
-
-    def read(self, rows: Iterable[Mapping]) -> dict[int, dict]:
-        """The answers to the rows, by id. All other lines, and one that was being written, leave the file."""
-        if not self.path.exists():
-            return {}
-        expected = {row["id"]: (row["question"], row["answer"], os.path.basename(row["image"])) for row in rows}
-        with explained(self.path):
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        known = {}
-        for text in lines:
-            try:
-                old = json.loads(text) if text.endswith("\n") else None
-                asked = old["question"], old["answer"], old["image"]
-                if old["source"] == self.source and expected.get(old["id"]) == asked:
-                    known[old["id"]] = old
-            except (ValueError, KeyError, TypeError):
-                continue
-        if len(known) < len(lines):
-            self.write(known.values())
-        return known
-
-    def append(self, lines: Iterable[dict]) -> None:
-        """All of the lines, or none when the disk is full."""
-        with explained(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                try:
-                    data = encode(lines)
-                    if file.write(data) < len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError:
-                    file.truncate(size)
-                    raise
-
-    def write(self, lines: Iterable[dict]) -> None:
-        write(self.path, encode(lines))
-
-
-def encode(lines: Iterable[dict]) -> bytes:
-    return "".join(json.dumps(each) + "\n" for each in lines).encode()
-
-
 def complete(output: Path, source: str, questions: int) -> dict | None:
     """RESULT, if it is of this checkpoint and these questions and everything else is there too."""
     try:
@@ -208,29 +157,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
     }
-
-
-def write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with explained(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def explained(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot use {path}: {error.strerror or error}; make room or name another --output, then start again"
-        ) from error
 
 
 def report(result: Mapping, output: str | os.PathLike | None = None) -> str:

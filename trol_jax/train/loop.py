@@ -69,11 +69,16 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
 
     with contextlib.ExitStack() as stack:
         # -------------------------------------------------------------- start, or go on
+        batches = pipeline.train_iterator(
+            source, tokenizer, FORMATS[family], config.data, image_size=sizes.vision.image_size,
+            image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed,
+        )  # fmt: skip
+        stack.callback(batches.close)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
         if checkpoints.latest_step() is None:
-            state, data_state = jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)(), None
-            if origin is not None:
-                state = state.replace(params=checkpoint.restore_params(origin, abstract_state.params))
+            given = {} if origin is None else {"params": checkpoint.restore_params(origin, abstract_state.params)}
+            state = jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)().replace(**given)
+            data_state = None
         else:
             _, state, data_state, stored = checkpoints.restore(abstract_state)
             if changed := config_lib.differences(stored, settings):
@@ -85,11 +90,6 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         if step >= config.steps:
             print(f"already trained to step {step}; remove {workdir} to start anew")
             return step
-        batches = pipeline.train_iterator(
-            source, tokenizer, FORMATS[family], config.data, image_size=sizes.vision.image_size,
-            image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed,
-        )  # fmt: skip
-        stack.callback(batches.close)
         if data_state is not None:
             batches.set_state(data_state)
             print(f"going on from step {step} of {config.steps}")
