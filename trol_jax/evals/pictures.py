@@ -64,7 +64,7 @@ def gates(values: Mapping[str, Sequence[float] | None], result: Mapping) -> byte
             axes.plot(layers, series[name], color=color, marker=marker, linewidth=2, label=f"{name} tokens")
             others = [v for other, v in series.items() if other != name]
             _label(axes, series[name], others[0] if others else None, color)
-    axes.set(ylim=(0, 1), xlabel="layer", ylabel="mean gate s (share of the second pass)")
+    axes.set(ylim=(-0.06, 1), xlabel="layer", ylabel="mean gate s (share of the second pass)")
     axes.set_title(
         f"How much of the second pass each layer keeps\nmean over the prompts of {result['n']:,} test questions",
         fontsize=11, loc="left",
