@@ -74,7 +74,7 @@ class Checkpoints:
         self.close()
 
     def all_steps(self) -> list[int]:
-        return _steps(self.directory)
+        return steps_in(self.directory)
 
     def latest_step(self) -> int | None:
         return max(self.all_steps(), default=None)
@@ -203,7 +203,7 @@ def resolve(path: str | os.PathLike) -> Path:
     if (path / manifest.FILE).exists() or (_STEP.fullmatch(path.name) and (path / STATE).exists()):
         return path
     for directory in (path, path / CHECKPOINTS):
-        if steps := _steps(directory):
+        if steps := steps_in(directory):
             return directory / str(steps[-1])
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: there is no such directory")
@@ -213,7 +213,8 @@ def resolve(path: str | os.PathLike) -> Path:
     )
 
 
-def _steps(directory: Path) -> list[int]:
+def steps_in(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints of a directory, in order; none where there is no such directory."""
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
@@ -224,7 +225,7 @@ def _require_sound(step_dir: Path, only: list[str] | None = None) -> None:
     problems = verify(step_dir, only)
     if not problems:
         return
-    others = [step_dir.parent / str(step) for step in reversed(_steps(step_dir.parent))]
+    others = [step_dir.parent / str(step) for step in reversed(steps_in(step_dir.parent))]
     sound = next((other for other in others if other != step_dir and not verify(other)), None)
     advice = (
         f"newest sound checkpoint: {sound} (use --checkpoint={sound}, or remove {step_dir} and start again)"

@@ -39,8 +39,11 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)
     family = get_variant(config.model.variant).family
     source = easy_vqa.EasyVQA("train", config.data.root or None)
-    origin = starting_point(config.start_from)
-    tokenizer = open_tokenizer(workdir, source, family, origin)
+    begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
+    origin = None if begun else starting_point(config.start_from)
+    if not begun:
+        new_tokenizer(source, family, origin).save(workdir)
+    tokenizer = tokenizer_lib.Tokenizer.load(workdir)
     sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
     model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -137,19 +140,13 @@ def starting_point(path: str) -> pathlib.Path | None:
         raise UserError(f"config.start_from: {error}; train that run first, or name another") from error
 
 
-def open_tokenizer(
-    workdir: pathlib.Path, source: easy_vqa.EasyVQA, family: str, origin: pathlib.Path | None
-) -> tokenizer_lib.Tokenizer:
-    """The run's tokeniser. The first time it comes from the starting point, or is trained on the training questions."""
-    if not (workdir / tokenizer_lib.FILE).exists():
-        if origin is not None:
-            checkpoint.read_file(origin, tokenizer_lib.FILE)  # its checksum
-            tokenizer = tokenizer_lib.Tokenizer.load(origin)
-        else:
-            texts = [text for row in source.questions() for text in (row["question"], row["answer"])]
-            tokenizer = tokenizer_lib.train_tokenizer(texts, FORMATS[family])
-        tokenizer.save(workdir)
-    return tokenizer_lib.Tokenizer.load(workdir)
+def new_tokenizer(source: easy_vqa.EasyVQA, family: str, origin: pathlib.Path | None) -> tokenizer_lib.Tokenizer:
+    """That of the starting point, or else one trained on the training questions."""
+    if origin is not None:
+        checkpoint.read_file(origin, tokenizer_lib.FILE)  # its checksum
+        return tokenizer_lib.Tokenizer.load(origin)
+    texts = [text for row in source.questions() for text in (row["question"], row["answer"])]
+    return tokenizer_lib.train_tokenizer(texts, FORMATS[family])
 
 
 def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
