@@ -120,6 +120,9 @@ def test_a_run_starts_from_the_tower_that_another_trained(whole, tmp_path, cache
         run(tmp_path / "other", cache, f"--config.start_from={tower}", "--config.model.shared_gate=False")
     )
     assert "of another model" in line and "gate_kernel" in line
+    tower.rename(tmp_path / "elsewhere")
+    status, out, _ = run(run_, cache, f"--config.start_from={tower}")
+    assert status == 0 and f"already trained to step {STEPS}" in out
 
 
 def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path, cache):
