@@ -17,7 +17,7 @@ quickstart: $(INSTALLED) ## train a small TroL on real pictures, measure it and 
 	$(RUN) -m launch.train --config=configs/quickstart.py:tower --workdir=runs/tower
 	$(RUN) -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 	$(RUN) -m launch.evaluate --checkpoint=runs/quickstart
-	@echo "make quickstart: $$(($$(date +%s) - $(START))) s in all; results are in runs/quickstart"
+	@echo "make quickstart: $$(($$(date +%s) - $(START))) s in all; results are in runs/quickstart (to start anew, remove runs)"
 
 smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is removed afterwards
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \

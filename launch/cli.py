@@ -16,9 +16,14 @@ def parse(argv):
     from trol_jax.errors import UserError
 
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            getattr(flags.FLAGS[name].value, "keys", None)  # only this makes ml_collections tell of a missing file
+        return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, UserError) as error:
-        fail(error)
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections: AttributeError(KeyError(message))
+            error = error.args[0]
+        fail(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError is quoted
 
 
 def guarded(main, argv):

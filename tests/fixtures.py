@@ -12,7 +12,6 @@ from trol_jax.data import easy_vqa
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.tokenizer import FILE, train_tokenizer
-from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL
 from trol_jax.models.variants import VARIANTS
 from trol_jax.train import config as config_lib
@@ -56,14 +55,13 @@ def save_run(directory, family: str = "phi3", step: int = 1, seed: int = 0, **ch
     tokenizer = train_tokenizer([text for pair in QUESTIONS for text in pair], FORMATS[family], vocab_size=340)
     model = TroL(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id))
     params = tiny.draw(model, seed)
-    tokenizer.save(directory)
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         checkpoints.save(
             step,
-            {"params": params if config.scan else unstack_layers(params)},
+            {"params": params},
             data_state={},
             config=config_lib.to_dict(config),
-            files={FILE: directory / FILE},
+            files={FILE: tokenizer.dump()},
         )
     return directory
 

@@ -74,7 +74,7 @@ def test_a_measurement_is_whole(run, data, capsys):
     for name in (runner.SAMPLES, runner.GATES):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
     names = {path.name for path in run.iterdir()}
-    assert names == {"checkpoints", "tokenizer.json", runner.RESULT, runner.ANSWERS, runner.SAMPLES, runner.GATES}
+    assert names == {"checkpoints", runner.RESULT, runner.ANSWERS, runner.SAMPLES, runner.GATES}
 
     same_question = [row["gate_image"] for row in rows if row["question"] == rows[0]["question"]]
     assert len(set(map(tuple, same_question))) == 3  # the pictures were looked at
@@ -102,7 +102,10 @@ def test_a_stopped_measurement_goes_on(run, data, asked, capsys):
     asked.clear()
     assert runner.evaluate(run, root=data) == again and not asked
     said = capsys.readouterr().out
-    assert said == f"already measured ({whole['accuracy']:.2%} right); remove {run / runner.ANSWERS} to measure again\n"
+    assert (
+        said
+        == f"already measured ({whole['accuracy']:.2%} of 12 right); remove {run / runner.ANSWERS} to measure again\n"
+    )
 
     (run / runner.SAMPLES).unlink()  # made again from the answers
     runner.evaluate(run, root=data)
@@ -140,7 +143,9 @@ def test_a_limit_asks_the_first_and_keeps_what_is_known(run, data, asked, tmp_pa
     everything = runner.evaluate(run, output, root=data, batch_size=5)
     assert everything["n"] == 12 and everything["asked"] == 7
     asked.clear()
-    assert runner.evaluate(run, output, root=data, limit=5)["n"] == 5
+    written = (output / runner.RESULT).read_bytes()
+    assert runner.evaluate(run, output, root=data, limit=5) == everything  # the larger measurement stays
+    assert (output / runner.RESULT).read_bytes() == written
     assert not asked and len(lines(output)) == 12 and not (run / runner.RESULT).exists()
 
 

@@ -21,9 +21,9 @@ def close(actual, expected, tolerance):
 
 
 @functools.cache
-def model(family, scan=True):
+def model(family, **how):
     config, params = golden.load(family)
-    return TroL(config, scan=scan), params
+    return TroL(config, **how), params
 
 
 def pictures(family, rows):
@@ -54,10 +54,10 @@ def test_vision(family):
 
 
 @functools.cache
-def forward(family, scan):
+def forward(family, separate):
     """One compiled function for all prompts of a family: two rows, padded on the left to the longest of them."""
-    module, params = model(family, scan)
-    params = params if scan else unstack_layers(params)
+    module, params = model(family, separate=separate)
+    params = unstack_layers(params) if separate else params
 
     @jax.jit
     def run(tokens, images, segment_ids):
@@ -68,15 +68,15 @@ def forward(family, scan):
     return run, longest
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize(
     ("family", "case"),
     [(f, c) for f in golden.FAMILIES for c in ("image_batch", "image_single", "text_batch", "text_single")]
     + [("phi3", "text_long")],
 )
-def test_prompt(family, case, scan):
+def test_prompt(family, case, separate):
     z = golden.outputs(family)
-    run, longest = forward(family, scan)
+    run, longest = forward(family, separate)
     tokens, attended = z[f"{case}.input_ids"], z[f"{case}.attention_mask"] == 1
     rows, length = tokens.shape
     pad = ((0, 2 - rows), (longest - length, 0))

@@ -188,12 +188,17 @@ def test_a_row_that_is_too_long_drops_its_last_turns(painted, tokenizer, isolate
 def test_a_question_that_cannot_fit_is_named(painted, tokenizer, workers):
     options = dataclasses.replace(OPTIONS, max_length=12, workers=workers)
     message = r"\d\.png: the question '\d \d\?' makes a row of \d+ tokens, longer than max_length 12"
-    with batches(painted, tokenizer, options) as iterator, pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message), batches(painted, tokenizer, options):
+        pytest.fail("no row fits: that is told before the first batch")
+    fits = len(encode_chat(tokenizer, FORMAT, [("?", "yes")], 4, "", True).tokens)
+    some = [painted[0] | {"turns": [("?", "yes")]}, *map(painted.__getitem__, range(1, 10))]
+    options, message = dataclasses.replace(options, max_length=fits), message.replace("12", str(fits))
+    with batches(some, tokenizer, options) as iterator, pytest.raises(UserError, match=message):
         next(iterator)
 
 
 def test_a_bad_picture_is_named(painted, tokenizer):
-    for path in painted.paths:
+    for path in painted.paths[1:]:
         open(path, "wb").close()
     with batches(painted, tokenizer, OPTIONS) as iterator, pytest.raises(UserError, match=r"\d\.png is not a picture"):
         next(iterator)

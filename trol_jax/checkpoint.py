@@ -228,7 +228,7 @@ def _require_sound(step_dir: Path, only: list[str] | None = None) -> None:
     others = [step_dir.parent / str(step) for step in reversed(steps_in(step_dir.parent))]
     sound = next((other for other in others if other != step_dir and not verify(other)), None)
     advice = (
-        f"newest sound checkpoint: {sound} (use --checkpoint={sound}, or remove {step_dir} and start again)"
+        f"newest sound checkpoint: {sound} (use that, or remove {step_dir} and start again)"
         if sound
         else f"no other checkpoint in {step_dir.parent} is sound (bring back a copy, or remove it and start anew)"
     )

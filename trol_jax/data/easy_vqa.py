@@ -62,6 +62,10 @@ class EasyVQA:
             for i, (question, answer, picture) in enumerate(self._rows)
         ]
 
+    def texts(self) -> list[str]:
+        """Everything that is asked and answered, for the training of a tokeniser."""
+        return [text for question, answer, _ in self._rows for text in (question, answer)]
+
     def _path(self, picture: int) -> str:
         return os.path.join(self._images, f"{picture}.png")
 

@@ -61,8 +61,9 @@ def train_iterator(
     does not fit into a row, when met.
     """
     _check(source, options, batch_size, shard_count)
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(RowEncoder(tokenizer, format, options, image_size, image_tokens))
+    encoder = RowEncoder(tokenizer, format, options, image_size, image_tokens)
+    encoder(source[0], np.random.default_rng(seed))  # what fits no row at all is told at once
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(encoder)
     processes = None
     if options.workers:
         if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which a caller without absl never parsed

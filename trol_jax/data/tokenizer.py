@@ -2,9 +2,7 @@
 
 import functools
 import os
-import pathlib
 import re
-import tempfile
 from collections.abc import Iterable
 
 import tokenizers
@@ -53,34 +51,15 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], specials: bool = False) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
 
-    def save(self, directory: str | os.PathLike) -> None:
-        """Write tokenizer.json into the directory, whole or not at all."""
-        directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{FILE}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self._backend.to_str(pretty=True))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a shared run from its readers
-            os.replace(temporary, directory / FILE)
-        except BaseException:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-            raise
+    def dump(self) -> bytes:
+        """The content of a tokenizer.json."""
+        return self._backend.to_str(pretty=True).encode()
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "Tokenizer":
-        """Read tokenizer.json from the directory; UserError if it is missing, damaged or of no known family."""
-        path = pathlib.Path(directory) / FILE
+    def parse(cls, content: bytes, path: str | os.PathLike) -> "Tokenizer":
+        """From what `dump` gave; UserError, which names the path, unless it is a tokeniser of a known family."""
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; name a directory that a training run has written") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-        try:
-            return _from_json(text)
+            return _from_json(content.decode())
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
             raise UserError(f"{path} is not a tokeniser of this project: {error}; restore it or train again") from error
 

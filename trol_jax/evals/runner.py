@@ -53,7 +53,9 @@ def evaluate(
     known = answers.read(everything)
     todo = [row for row in rows if row["id"] not in known]
     if not todo and (result := complete(output, source, len(rows))):
-        print(f"already measured ({result['accuracy']:.2%} right); remove {output / ANSWERS} to measure again")
+        result["checkpoint"] = str(step_dir)  # the run may have been moved since
+        right = f"{result['accuracy']:.2%} of {result['n']:,} right"
+        print(f"already measured ({right}); remove {output / ANSWERS} to measure again")
         return result
 
     # ------------------------------------------------------------------ ask
@@ -114,11 +116,11 @@ def line(row: Mapping, answer, source: str) -> dict:
 
 
 def complete(output: Path, source: str, questions: int) -> dict | None:
-    """RESULT, if it is of this checkpoint and these questions and everything else is there too."""
+    """RESULT, if it is of this checkpoint and these questions, or more, and everything else is there too."""
     try:
         result = json.loads((output / RESULT).read_bytes())
         wanted = [SAMPLES, *([GATES] if any(result["gates"].values()) else [])]
-        same = result["source"] == source and result["n"] == questions
+        same = result["source"] == source and result["n"] >= questions
         return result if same and all((output / name).exists() for name in wanted) else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None

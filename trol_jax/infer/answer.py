@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from trol_jax import checkpoint
-from trol_jax.data import tokenizer as tokenizer_lib
 from trol_jax.data.images import resize_image
 from trol_jax.data.prompts import encode_prompt
+from trol_jax.data.tokenizer import FILE as TOKENIZER
+from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 from trol_jax.infer.greedy import generate
-from trol_jax.models.layers import stack_layers
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.image import normalize
 from trol_jax.train import config as config_lib
@@ -44,24 +44,26 @@ class Answer:
 class Answerer:
     """`batch_size` questions run at a time, on one device; fewer are filled up, which changes no answer."""
 
-    model: TroL  # with scan=True
+    model: TroL
     params: dict
-    tokenizer: tokenizer_lib.Tokenizer
+    tokenizer: Tokenizer
     system: str  # system message; "" = none
     batch_size: int = 1
 
     @classmethod
     def load(cls, path: str | os.PathLike, batch_size: int = 1) -> "Answerer":
-        """From a run, its checkpoints or one step. UserError if it is missing, damaged or of another model."""
+        """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer."""
         step_dir = checkpoint.resolve(path)
         config = read_config(step_dir)
-        checkpoint.read_file(step_dir, tokenizer_lib.FILE)  # its checksum
-        tokenizer = tokenizer_lib.Tokenizer.load(step_dir)
+        if config.objective != "answers":
+            raise UserError(
+                f"{step_dir} cannot answer: it was trained for {config.objective} (config.objective); "
+                f"train a run that starts from it (config.start_from) first"
+            )
+        tokenizer = Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), step_dir / TOKENIZER)
         sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
-        model = TroL(sizes, jnp.dtype(config.dtype), scan=config.scan)
+        model = TroL(sizes, jnp.dtype(config.dtype))
         params = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(model)))
-        if not config.scan:
-            model, params = dataclasses.replace(model, scan=True), stack_layers(params)
         return cls(model, params, tokenizer, config.data.system, batch_size)
 
     def prompt(self, question: str, with_image: bool) -> list[int]:

@@ -15,7 +15,7 @@ from trol_jax.models.trol import TroL
 def generate(model: TroL, params, tokens, segment_ids, images=None, *, max_new_tokens: int, stop: tuple[int, ...]):
     """Answer a batch of prompts, each token the most likely one.
 
-    model: with scan=True, whose stacked parameters are `params`. tokens: int[B, T], padded on the left.
+    tokens: int[B, T], padded on the left.
     segment_ids: int[B, T], 0 = padding. images: float[B, M, height, width, C], normalised, or None.
     stop: ids that end an answer. Returns (answers int32[B, max_new_tokens], out): the stop token included, -1 after it;
     out["gate"]: float32[L, passes - 1, B, T] over the prompt.
@@ -26,8 +26,8 @@ def generate(model: TroL, params, tokens, segment_ids, images=None, *, max_new_t
     first = pick(apply(x[:, -1:], method="logits"))
 
     # A scan would copy each layer's slice of the weights for every token: decode over separate arrays.
-    looped = dataclasses.replace(model, scan=False)
-    apply = functools.partial(looped.apply, {"params": unstack_layers(params)})
+    decoder = dataclasses.replace(model, separate=True)
+    apply = functools.partial(decoder.apply, {"params": unstack_layers(params)})
 
     def unfinished(carry):
         step, token, *_ = carry

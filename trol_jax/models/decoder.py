@@ -81,6 +81,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     scan: bool = True
     remat: str = "none"
+    separate: bool = False
 
     def setup(self):
         c = self.config
@@ -109,11 +110,12 @@ class Decoder(nn.Module):
         """
         gate_axis = nn.broadcast if self.shared_gate else 0
         run = stack(
-            TraversedLayer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast), scan=self.scan, remat=self.remat,
+            TraversedLayer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast),
+            scan=self.scan, remat=self.remat, separate=self.separate,
             config=self.config, passes=passes, dtype=self.dtype, deterministic=deterministic,
         )  # fmt: skip
         cached = None if cache is None else (cache.keys, cache.values)
-        if cache is not None and self.scan:
+        if cache is not None and not self.separate:
             cached = jax.tree.map(jnp.stack, cached, is_leaf=lambda leaf: isinstance(leaf, list))
         x, (kv, scores) = run(x, self.gate, cached, context)
         return self.norm(x), {"kv": kv, "gate": jnp.stack(scores) if isinstance(scores, list) else scores}

@@ -83,26 +83,29 @@ REMAT_POLICIES = {
 }
 
 
-def stack(layer_cls, length: int, *, in_axes, scan: bool, remat: str = "none", **attributes):
-    """`length` layers, called as `run(x, *args) -> (x, outs)`, over one set of parameters in either of two layouts.
+def stack(layer_cls, length: int, *, in_axes, scan: bool, separate: bool, remat: str, **attributes):
+    """`length` layers, called as `run(x, *args) -> (x, outs)`.
 
-    scan=True: a lifted scan over parameters stacked along a leading axis (module `layers`): one layer is compiled.
-    scan=False: a Python loop over `layers_0`, `layers_1`, ...: each weight is an array of its own, which single-token
-    decoding streams from memory more than twice as fast. `stack_layers` and `unstack_layers` convert.
+    scan: compile one layer, or unroll the layers: longer to compile, faster on a CPU. The parameters are the same, each
+    stacked over the layers along a leading axis (module `layers`).
+    separate: a Python loop over `layers_0`, `layers_1`, ..., the parameters that `unstack_layers` makes of the stacked
+    ones. Each weight is an array of its own, which single-token decoding streams from memory more than twice as fast.
+    remat: what the backward pass recomputes, a name of REMAT_POLICIES.
     in_axes: for each of `args` nn.broadcast, or 0 for values by layer. Those, and `outs`, are stacked along a leading
-    axis under a scan; in a loop they may be lists with an entry a layer, and `outs` are.
+    axis; with `separate` they may be lists with an entry a layer, and `outs` are.
     """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat {remat!r} is not one of {', '.join(REMAT_POLICIES)}")
     if remat != "none":
         layer_cls = nn.remat(layer_cls, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
-    if scan:
+    if not separate:
         return nn.scan(
             layer_cls,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=in_axes,
             length=length,
+            unroll=1 if scan else length,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(name="layers", **attributes)
     layers = [layer_cls(name=f"layers_{i}", **attributes) for i in range(length)]
@@ -122,7 +125,7 @@ def stack(layer_cls, length: int, *, in_axes, scan: bool, remat: str = "none", *
 
 
 def unstack_layers(params):
-    """Parameters of a scanned model -> those of a looped one (`layers` -> `layers_0`, `layers_1`, ...)."""
+    """Parameters stacked over the layers -> an array of each layer's own (`layers` -> `layers_0`, `layers_1`, ...)."""
     if not isinstance(params, dict):
         return params
     flat = {}
@@ -133,14 +136,3 @@ def unstack_layers(params):
         else:
             flat[name] = unstack_layers(value)
     return flat
-
-
-def stack_layers(params):
-    """Inverse of `unstack_layers`."""
-    if not isinstance(params, dict):
-        return params
-    rest = {name: stack_layers(value) for name, value in params.items() if not name.startswith("layers_")}
-    layers = [params[f"layers_{i}"] for i in range(len(params) - len(rest))]
-    if layers:
-        rest["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    return rest

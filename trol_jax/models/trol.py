@@ -15,16 +15,17 @@ from trol_jax.ops.rotary import rotary_table
 
 
 class TroL(nn.Module):
-    """`dtype` is that of the computation; parameters are float32 unless cast. See `models.layers.stack` for `scan`."""
+    """dtype: of the computation; parameters are float32 unless cast. For the rest see `models.layers.stack`."""
 
     config: ModelConfig
     dtype: Any = jnp.float32
     scan: bool = True
     remat: str = "none"
+    separate: bool = False
 
     def setup(self):
         c = self.config
-        how = dict(dtype=self.dtype, scan=self.scan, remat=self.remat)
+        how = dict(dtype=self.dtype, scan=self.scan, remat=self.remat, separate=self.separate)
         self.vision = VisionTransformer(c.vision, **how)
         self.projector = Projector(c.decoder.width, c.shuffle, self.dtype)
         self.decoder = Decoder(c.decoder, c.shared_gate, **how)

@@ -49,6 +49,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     scan: bool = True
     remat: str = "none"
+    separate: bool = False
 
     @nn.compact
     def __call__(self, images):
@@ -70,6 +71,7 @@ class VisionTransformer(nn.Module):
         x += table.astype(x.dtype)
         if c.outer_norms:
             x = LayerNorm(c.eps, name="pre_norm")(x)
-        x, _ = stack(VisionLayer, c.layers, in_axes=(), scan=self.scan, remat=self.remat, config=c, dtype=self.dtype)(x)
+        how = dict(scan=self.scan, remat=self.remat, separate=self.separate)
+        x, _ = stack(VisionLayer, c.layers, in_axes=(), **how, config=c, dtype=self.dtype)(x)
         last = LayerNorm(c.eps, name="post_norm")(x[:, 0]) if c.outer_norms else x[:, 0]
         return x[:, 1:], {"class": last}

@@ -38,7 +38,7 @@ class RunConfig:
     accumulation: int  # micro-batches a step
     dtype: str  # of the computation: float32 or bfloat16
     remat: str  # what the backward pass recomputes, a name of REMAT_POLICIES
-    scan: bool  # compile one layer and scan, or unroll
+    scan: bool  # compile one layer, or unroll the layers: longer to compile, faster on a CPU
     checkpoint_every: int  # steps
     keep: int  # checkpoints on disk
     log_every: int  # steps

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from trol_jax import checkpoint
 from trol_jax.data import easy_vqa, pipeline
-from trol_jax.data import tokenizer as tokenizer_lib
 from trol_jax.data.prompts import FORMATS
+from trol_jax.data.tokenizer import FILE as TOKENIZER
+from trol_jax.data.tokenizer import Tokenizer, train_tokenizer
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL
 from trol_jax.models.variants import get_variant
@@ -40,10 +41,18 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     family = get_variant(config.model.variant).family
     source = easy_vqa.EasyVQA("train", config.data.root or None)
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
-    origin = None if begun else starting_point(config.start_from)
-    if not begun:
-        new_tokenizer(source, family, origin).save(workdir)
-    tokenizer = tokenizer_lib.Tokenizer.load(workdir)
+    if begun:
+        newest = checkpoint.resolve(workdir)
+        require_same_settings(checkpoint.read_config(newest), settings, workdir)
+        tokenizer = read_tokenizer(newest)
+    elif config.start_from:
+        with about_start_from():
+            origin = checkpoint.resolve(config.start_from)
+            tokenizer = read_tokenizer(origin)
+            if tokenizer.format != FORMATS[family]:
+                raise UserError(f"{origin} is of another family than config.model.variant {config.model.variant}")
+    else:
+        tokenizer = train_tokenizer(source.texts(), FORMATS[family])
     sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
     model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -71,36 +80,28 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     )
 
     with contextlib.ExitStack() as stack:
-        # -------------------------------------------------------------- start, or go on
+        # -------------------------------------------------------------- start, or go on; nothing is written before
         batches = pipeline.train_iterator(
             source, tokenizer, FORMATS[family], config.data, image_size=sizes.vision.image_size,
             image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed,
         )  # fmt: skip
         stack.callback(batches.close)
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
-        if checkpoints.latest_step() is None:
-            given = {} if origin is None else {"params": checkpoint.restore_params(origin, abstract_state.params)}
-            state = jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)().replace(**given)
-            data_state = None
-        else:
-            _, state, data_state, stored = checkpoints.restore(abstract_state)
-            if changed := config_lib.differences(stored, settings):
-                raise UserError(
-                    f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
-                    f"use another --workdir, or remove {workdir} to start anew"
-                )
-        step = int(state.step)
-        if step >= config.steps:
-            print(f"already trained to step {step}; remove {workdir} to start anew")
-            return step
-        if data_state is not None:
+        if begun:
+            step, state, data_state, _ = checkpoint.restore(newest, abstract_state)
+            if step >= config.steps:
+                print(f"already trained to step {step}; remove {workdir} to start anew")
+                return step
             batches.set_state(data_state)
             print(f"going on from step {step} of {config.steps}")
+        else:
+            step, state = 0, jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)()
+            if config.start_from:
+                with about_start_from():
+                    state = state.replace(params=checkpoint.restore_params(origin, abstract_state.params))
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, start_step=step, total_steps=config.steps)))
         stop = stack.enter_context(sigterm_flag())
-        save = functools.partial(
-            checkpoints.save, config=settings, files={tokenizer_lib.FILE: workdir / tokenizer_lib.FILE}
-        )
+        save = functools.partial(checkpoints.save, config=settings, files={TOKENIZER: tokenizer.dump()})
 
         # -------------------------------------------------------------- the loop
         stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
@@ -132,21 +133,24 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     return step
 
 
-def starting_point(path: str) -> pathlib.Path | None:
-    """The checkpoint that `config.start_from` means; None for none."""
+def read_tokenizer(step_dir: pathlib.Path) -> Tokenizer:
+    return Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), step_dir / TOKENIZER)
+
+
+def require_same_settings(stored: dict, settings: dict, workdir: pathlib.Path) -> None:
+    if changed := config_lib.differences(stored, settings):
+        raise UserError(
+            f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
+            f"use another --workdir, or remove {workdir} to start anew"
+        )
+
+
+@contextlib.contextmanager
+def about_start_from():
     try:
-        return checkpoint.resolve(path) if path else None
+        yield
     except UserError as error:
         raise UserError(f"config.start_from: {error}; train that run first, or name another") from error
-
-
-def new_tokenizer(source: easy_vqa.EasyVQA, family: str, origin: pathlib.Path | None) -> tokenizer_lib.Tokenizer:
-    """That of the starting point, or else one trained on the training questions."""
-    if origin is not None:
-        checkpoint.read_file(origin, tokenizer_lib.FILE)  # its checksum
-        return tokenizer_lib.Tokenizer.load(origin)
-    texts = [text for row in source.questions() for text in (row["question"], row["answer"])]
-    return tokenizer_lib.train_tokenizer(texts, FORMATS[family])
 
 
 def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
