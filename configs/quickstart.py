@@ -3,8 +3,8 @@
     python -m launch.train --config=configs/quickstart.py:tower --workdir=runs/tower
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-As the released models did, it starts from a vision tower that was trained before: about five minutes on two CPU cores
-to tell pictures' words, then about six for TroL as a whole. `:smoke` and `:tower,smoke` take the same paths in a few
+As the released models did, it starts from a vision tower that was trained before: three to five minutes on two CPU
+cores to tell pictures' words, then about six for TroL as a whole. `:smoke` and `:tower,smoke` take the same paths in a few
 steps.
 """
 
