@@ -4,8 +4,8 @@
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 As the released models did, it starts from a vision tower that was trained before: three to five minutes on two CPU
-cores to tell pictures' words, then about six for TroL as a whole. `:smoke` and `:tower,smoke` take the same paths in a few
-steps.
+cores to tell pictures' words, then about six for TroL as a whole. `:smoke` and `:tower,smoke` take the same paths in a
+few steps.
 """
 
 import ml_collections
