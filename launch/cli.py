@@ -4,23 +4,26 @@ import sys
 
 from absl import app, flags, logging
 
+REQUIRED = []  # flags that may not be empty either
+
 
 def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
     flags.mark_flags_as_required(required)
+    REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
 
 
 def parse(argv):
-    from trol_jax.errors import UserError
-
     try:
         rest = flags.FLAGS(argv)
+        if empty := [f"--{name}" for name in REQUIRED if flags.FLAGS[name].value == ""]:
+            fail(f"{empty[0]} is empty; give it a value")
         for name in flags.FLAGS:
             getattr(flags.FLAGS[name].value, "keys", None)  # only this makes ml_collections tell of a missing file
         return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, UserError) as error:
+    except Exception as error:  # a config file is a program, and may fail in any way
         while error.args and isinstance(error.args[0], Exception):  # ml_collections: AttributeError(KeyError(message))
             error = error.args[0]
         fail(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError is quoted

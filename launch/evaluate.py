@@ -6,7 +6,9 @@ from launch import cli
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by default that of the run.")
-LIMIT = flags.DEFINE_integer("limit", None, "Ask the first N questions only.", lower_bound=1)
+LIMIT = flags.DEFINE_integer(
+    "limit", None, "Ask the first N questions only; a measurement of more of them stays as it is.", lower_bound=1
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Questions at a time; changes no answer.", lower_bound=1)
 ROOT = flags.DEFINE_string("root", None, "Data folder with test/; by default the one the run was trained with.")
 

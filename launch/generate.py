@@ -5,9 +5,11 @@ from absl import flags
 from launch import cli
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
-IMAGE = flags.DEFINE_string("image", None, "Picture file of any size and mode; without it only the text is asked.")
+IMAGE = flags.DEFINE_string("image", None, "Picture file, of up to 40 megapixels; without it only the text is asked.")
 QUESTION = flags.DEFINE_string("question", None, "What to ask.")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Length of the answer at most.", lower_bound=1)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 64, "Length of the answer at most.", lower_bound=1, upper_bound=8192
+)
 
 
 def main(_):
@@ -17,9 +19,11 @@ def main(_):
 
     if not QUESTION.value.strip():
         raise UserError("--question is empty; write one")
+    if IMAGE.value == "":
+        raise UserError("--image is empty; name a picture, or leave it out")
     image = None if IMAGE.value is None else load_image(IMAGE.value)
     (answer,) = Answerer.load(CHECKPOINT.value).answer([(image, QUESTION.value)], MAX_NEW_TOKENS.value)
-    print(answer.text)
+    print(answer.text or "(an empty answer)")
 
 
 if __name__ == "__main__":

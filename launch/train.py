@@ -1,7 +1,7 @@
 """Train: python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.steps=100]"""
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from launch import cli
 
@@ -14,7 +14,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoint
 def main(_):
     from trol_jax.train import config, loop
 
-    loop.train(config.from_dict(CONFIG.value.to_dict()), WORKDIR.value)
+    raw = CONFIG.value
+    loop.train(config.from_dict(raw.to_dict() if isinstance(raw, ConfigDict) else raw), WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -11,3 +11,11 @@ os.environ.pop("JAX_NUM_CPU_DEVICES", None)
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+LONGEST = ("test_train", "test_traversal", "test_parity", "test_convert", "test_step", "test_answer")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that two processes end at about the same time."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))

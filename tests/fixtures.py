@@ -7,13 +7,15 @@ import json
 from PIL import Image, ImageDraw
 
 import tiny
+from trol_jax import typed
 from trol_jax.checkpoint import CHECKPOINTS, Checkpoints
 from trol_jax.data import easy_vqa
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.data.prompts import FORMATS
-from trol_jax.data.tokenizer import FILE, train_tokenizer
+from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.models.trol import TroL
 from trol_jax.models.variants import VARIANTS
+from trol_jax.saved import Saved
 from trol_jax.train import config as config_lib
 from trol_jax.train.optimizer import OptimizerOptions
 
@@ -53,15 +55,15 @@ def save_run(directory, family: str = "phi3", step: int = 1, seed: int = 0, **ch
     """Random parameters as a checkpoint of `directory`, which is returned. To be called within `nano_variants`."""
     config = run_config(family, **changes)
     tokenizer = train_tokenizer([text for pair in QUESTIONS for text in pair], FORMATS[family], vocab_size=340)
-    model = TroL(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id))
-    params = tiny.draw(model, seed)
+    here = Saved(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id), tokenizer)
+    params = tiny.draw(TroL(here.model), seed)
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         checkpoints.save(
             step,
             {"params": params},
             data_state={},
-            config=config_lib.to_dict(config),
-            files={FILE: tokenizer.dump()},
+            config=typed.to_dict(config),
+            files=here.files(),
         )
     return directory
 

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from trol_jax import typed
 from trol_jax.errors import UserError
 from trol_jax.train import config as config_lib
 
@@ -19,7 +20,7 @@ def values(name="quickstart", argument=""):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_file_gives_every_setting_and_no_other(name):
     config = config_lib.from_dict(values(name))
-    assert config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+    assert config_lib.from_dict(json.loads(json.dumps(typed.to_dict(config)))) == config
 
 
 @pytest.mark.parametrize(("argument", "smoke"), [("", "smoke"), ("tower", "tower,smoke")])
@@ -49,6 +50,19 @@ def test_the_quickstart_starts_from_its_tower():
         ("dtype", "float16", r"config\.dtype is 'float16', must be one of float32, bfloat16"),
         ("remat", "all", r"config\.remat is 'all', must be one of none, layer, dots"),
         ("model.passes", 0, r"config\.model\.passes is 0"),
+        ("seed", -1, r"config\.seed is -1, must be at least 0"),
+        (
+            "optimizer",
+            values()["optimizer"] | {"lr": float("nan")},
+            r"config\.optimizer\.lr is nan, must be more than 0",
+        ),
+        ("optimizer", values()["optimizer"] | {"clip": 0.0}, r"config\.optimizer\.clip is 0\.0, must be more than 0"),
+        ("optimizer", values()["optimizer"] | {"warmup": -3}, r"config\.optimizer\.warmup is -3, must be at least 0"),
+        (
+            "optimizer",
+            values()["optimizer"] | {"b2": 1.0},
+            r"config\.optimizer\.b2 is 1\.0, must be at least 0 and less",
+        ),
         ("accumulation", 3, r"config\.batch_size 16 is not divisible by config\.accumulation 3"),
     ],
 )
@@ -72,5 +86,8 @@ def test_missing_settings_are_named():
 
 def test_differences_leave_out_how_a_run_is_watched():
     old, new = values(), values()
-    new["optimizer"]["lr"], new["keep"], new["data"]["augment"] = 1.0, 9, list(old["data"]["augment"])
-    assert config_lib.differences(old, new) == ["config.optimizer.lr: 0.001 there, 1.0 here"]
+    new["optimizer"]["lr"], new["keep"], new["data"]["workers"] = 1.0, 9, 2
+    new["data"]["augment"] = list(old["data"]["augment"])
+    assert config_lib.differences(config_lib.from_dict(old), config_lib.from_dict(new)) == [
+        "config.optimizer.lr: 0.001 there, 1.0 here"
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 
 import pytest
@@ -127,13 +128,28 @@ def test_every_batch_is_on_disk_before_the_next(run, data, monkeypatch):
     assert seen == [0, 5, 10] and not (run / runner.RESULT).exists()
 
 
-def test_answers_of_another_checkpoint_are_dropped(run, data, asked):
+def test_answers_of_another_checkpoint_or_other_pictures_are_kept(run, data, asked, tmp_path):
     first = runner.evaluate(run, root=data, batch_size=5)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     fixtures.save_run(run, step=2, seed=7)
+    other = shutil.copytree(data, tmp_path / "other")
+    shutil.copy(other / "test" / "images" / "0.png", other / "test" / "images" / "1.png")
     asked.clear()
-    second = runner.evaluate(run, root=data, batch_size=5)
-    assert sum(map(len, asked)) == 12 and second["step"] == 2
-    assert {row["source"] for row in lines(run)} == {second["source"]} != {first["source"]}
+    for checkpoint, root in ((run, data), (run / "checkpoints" / "1", other)):
+        with pytest.raises(UserError, match=r"holds answers of another measurement \(step 1, .*name another --output"):
+            runner.evaluate(checkpoint, root=root, batch_size=5)
+    assert not asked and before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    second = runner.evaluate(run, tmp_path / "second", root=data, batch_size=5)
+    assert sum(map(len, asked)) == 12 and second["step"] == 2 and second["source"] != first["source"]
+    again = runner.evaluate(run / "checkpoints" / "1", root=shutil.copytree(data, tmp_path / "moved"), batch_size=5)
+    assert again == first
+
+
+def test_an_output_that_is_a_file_is_named_before_anything_is_asked(run, data, asked, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'file' / runner.ANSWERS}: "):
+        runner.evaluate(run, tmp_path / "file", root=data)
+    assert not asked
 
 
 def test_a_limit_asks_the_first_and_keeps_what_is_known(run, data, asked, tmp_path):
@@ -156,9 +172,9 @@ def test_no_space_left_is_one_line_and_leaves_no_half_line(tmp_path):
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
-        with pytest.raises(UserError, match=f"cannot use {answers.path}: .*; make room") as appended:
+        with pytest.raises(UserError, match=f"cannot write {answers.path}: .*; make room") as appended:
             answers.append([{"id": 2, "text": "x" * 1000}])
-        with pytest.raises(UserError, match=f"cannot use {tmp_path / runner.SAMPLES}: File too large"):
+        with pytest.raises(UserError, match=f"cannot write {tmp_path / runner.SAMPLES}: File too large"):
             write(tmp_path / runner.SAMPLES, b"x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,6 +1,8 @@
 """Pictures: every mode becomes RGB, and bad files are named."""
 
 import io
+import json
+import pathlib
 import struct
 import zlib
 
@@ -9,9 +11,12 @@ import pytest
 from PIL import Image
 
 from trol_jax.data import images
-from trol_jax.data.images import load_image, resize_image
+from trol_jax.data.images import grid, load_image, prepare, squeeze
 from trol_jax.errors import UserError
+from trol_jax.models.variants import INTERN_VIT_300M
+from trol_jax.ops.image import normalize
 
+GOLDEN = pathlib.Path(__file__).parent / "data" / "golden" / "preprocess"
 RGB = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [0, 0, 0], [153, 153, 153]]], np.uint8)
 
 
@@ -114,12 +119,51 @@ def test_bad_files_are_named(tmp_path):
         load_image(Image.new("F", (2, 2)))
 
 
-def test_resizing(monkeypatch):
-    assert resize_image(RGB, 16).shape == (16, 16, 3)
-    square = np.full((5, 5, 3), 7, np.uint8)
-    assert resize_image(square, 5) is square
-    assert (resize_image(square, 64) == 7).all()
-    assert (resize_image(np.full((1, 900, 3), 9, np.uint8), 4) == 9).all()
+def test_a_picture_in_memory_may_be_too_large_too(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 5)
     with pytest.raises(UserError, match="3 x 2, more than 5 pixels"):
         load_image(Image.fromarray(RGB))
+
+
+@pytest.mark.parametrize("family", ["internlm2", "phi3"])
+def test_preparing_gives_the_size_and_keeps_what_fits(family):
+    size = lambda image, size: prepare(image, family, size, 1)  # noqa: E731
+    assert size(RGB, 16).shape == (1, 16, 16, 3)
+    square = np.full((5, 5, 3), 7, np.uint8)
+    np.testing.assert_array_equal(size(square, 5)[0], square)
+    assert (size(square, 64) == 7).all()
+    assert (size(np.full((1, 900, 3), 9, np.uint8), 4) == 9).all()
+
+
+def recorded(name):
+    return np.asarray(Image.open(GOLDEN / f"{name}.png"))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_squeezing_equals_the_original(number):
+    np.testing.assert_array_equal(squeeze(recorded(f"clip_{number}_in"), 490), recorded(f"clip_{number}_resized490"))
+
+
+def test_tiles_equal_the_original():
+    tiles = prepare(recorded("tiles_1_in"), "phi3", 448, 6)
+    np.testing.assert_array_equal(np.concatenate(list(tiles), axis=1), recorded("tiles_1_mosaic"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_normalised_tiles_equal_the_original(number):
+    expected = json.loads((GOLDEN / "preprocess.json").read_text())["tiles"][number]
+    tiles = prepare(recorded(f"tiles_{number}_in"), "phi3", 448, 6)
+    pixels = np.asarray(normalize(tiles, INTERN_VIT_300M.mean, INTERN_VIT_300M.std), np.float64)
+    assert len(tiles) == expected["n"]
+    np.testing.assert_allclose(pixels.mean((1, 2, 3)), expected["mean"], atol=1e-5)
+    np.testing.assert_allclose(pixels.std((1, 2, 3), ddof=1), expected["std"], atol=1e-5)
+    np.testing.assert_allclose(pixels[0, :2, :3].transpose(2, 0, 1), expected["first"], atol=1e-5)
+
+
+def test_every_recorded_size_has_its_number_of_tiles():
+    expected = json.loads((GOLDEN / "preprocess.json").read_text())["grids"]
+    assert len(expected) > 10
+    for size, count in expected.items():
+        width, height = map(int, size.split("x"))
+        columns, rows = grid(height, width, 448, 6)
+        assert columns * rows + (columns * rows > 1) == count, size

@@ -3,6 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -220,3 +225,32 @@ def test_bad_options_are_named(painted, tokenizer, change, batch_size, message):
         next(batches(painted, tokenizer, options, batch_size, shard_count=2).gen)
     with pytest.raises(UserError, match="no pictures"):
         next(batches([], tokenizer).gen)
+
+
+def test_worker_processes_end_with_a_parent_that_is_killed(tmp_path):
+    """A parent that makes batches with two workers is killed; soon nothing of it runs."""
+    code = (
+        "import pathlib, sys, time; from test_pipeline import *\n"
+        "if __name__ == '__main__':\n"
+        "    tokenizer = train_tokenizer(ANSWERS, FORMAT)\n"
+        f"    source = Painted(pathlib.Path({str(tmp_path)!r}))\n"
+        "    with batches(source, tokenizer, dataclasses.replace(OPTIONS, workers=2)) as iterator:\n"
+        "        next(iterator); print('ready', flush=True); time.sleep(60)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    for _ in range(100):
+        left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True).stdout.split()
+        if not left:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail(f"{len(left)} processes outlived their parent")

@@ -82,7 +82,9 @@ def test_eight_devices_equal_one(plain):
 
 
 def test_a_batch_that_does_not_divide_is_named():
-    with pytest.raises(UserError, match=r"batch_size 12 is not divisible by the 8 devices of the data axis; use 8"):
+    with pytest.raises(
+        UserError, match=r"a batch of 12 .* is not divisible by the 8 devices of the data axis; make it 8"
+    ):
         batch_sharding(data_mesh(), 12)
 
 

@@ -117,7 +117,7 @@ def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path, cache):
         np.testing.assert_array_equal(given[name], taken[name], err_msg=name)
     for flag, message in [
         ("shared_gate=False", f"checkpoint {steps[0]} is of another model"),
-        ("variant=tiny_internlm2", f"{steps[0]} is of another family than config.model.variant tiny_internlm2"),
+        ("variant=tiny_internlm2", f"{steps[0]} is a tiny_phi3, and config.model.variant is tiny_internlm2"),
     ]:
         line = error_line(run(tmp_path / "third", cache, f"--config.start_from={first}", f"--config.model.{flag}"))
         assert line.startswith("error: config.start_from: ") and message in line and not (tmp_path / "third").exists()
@@ -156,6 +156,8 @@ def test_sigterm_saves_and_goes_on(tmp_path, cache):
     assert status == 0 and "stopped by SIGTERM after step" in out, err
     step = int(checkpoint.resolve(workdir).name)
     assert 4 <= step < STEPS
+    line = error_line(run(tmp_path / "next", cache, f"--config.start_from={workdir}"))
+    assert f"config.start_from: {workdir} is at step {step} of {STEPS}; let it finish, or name " in line
     status, out, _ = run(workdir, cache, f"--config.steps={STEPS}")
     assert status == 0 and f"going on from step {step}" in out
 
@@ -201,12 +203,14 @@ def test_other_settings_in_an_old_run_are_named(whole, cache):
     assert "config.model.variant: tiny_phi3 there, tiny_internlm2 here" in line
 
 
-def test_no_space_left_while_saving(tmp_path, cache):
-    """A limit on the size of files makes every large write fail, as a full disk does."""
+@pytest.mark.parametrize(
+    ("size", "every", "message"), [(100_000, 3, "cannot save"), (2_000, 99, "cannot write metrics")]
+)
+def test_no_space_left(tmp_path, cache, size, every, message):
+    """A limit on the size of files makes the large writes fail, or all of them, as a full disk does."""
     workdir = tmp_path / "run"
-    process = start(workdir, cache)
+    process = start(workdir, cache, f"--config.checkpoint_every={every}")
     wait_for_step(process, workdir, 1)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    line = error_line(finish(process))
-    assert "cannot save checkpoint" in line
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+    assert message in error_line(finish(process))
     assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]

@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from trol_jax.infer.greedy import generate
+from trol_jax.models import decoder
 from trol_jax.models.cache import Cache
 from trol_jax.models.layers import REMAT_POLICIES, unstack_layers
 from trol_jax.models.trol import TroL
@@ -139,45 +140,35 @@ def test_packed_samples_and_isolated_turns_are_as_alone(family):
     close(x[0], jnp.concatenate([alone[0], alone[1][3:]]))
 
 
-def reference(module, params, prompt, images, answer):
-    """Decoding by its definition, without a cache: two passes for the prompt, one for each token of the answer.
-
-    One token at a time: the states of the prompt's first passes are those that later tokens attend to, so run the
-    prompt with two passes, keep its keys and values, and put single tokens through one pass over them.
-    """
-    x, out = run(module, params, prompt, images)
-    keys, values = ([layer for layer in by_layer] for by_layer in out["kv"])
-    states = [x[:, -1]]
-    for i in range(answer.shape[1]):
-        length = keys[0].shape[1]
-        cache = Cache(
-            keys=[jnp.pad(k, ((0, 0), (0, 1), (0, 0), (0, 0))) for k in keys],
-            values=[jnp.pad(v, ((0, 0), (0, 1), (0, 0), (0, 0))) for v in values],
-            valid=jnp.pad(jnp.ones((1, length), bool), ((0, 0), (0, 1))),
-            lengths=jnp.array([length]),
-            index=jnp.int32(length),
-        )
-        x, out = run(module, params, answer[:, i : i + 1], cache=cache)
-        keys, values = out["cache"].keys, out["cache"].values
-        states.append(x[:, 0])
-    return jnp.stack(states, axis=1)
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_decoding_uses_the_first_pass_only(family):
-    """The answer sees the prompt through first-pass keys and values: as if its own tokens ran in one pass.
+def test_decoding_equals_its_definition(family, monkeypatch):
+    """Two passes where the prompt is and one where the answer is, as one run over both without any cache.
 
-    By definition: run prompt + answer with two passes where the prompt is, one where the answer is. A gate that is shut
-    for answer tokens does exactly that to their states, and nothing of a second pass reaches another token, since only
-    first-pass keys and values are attended to by first passes.
+    A gate that is shut for the answer's tokens is that definition: their states are those of the first pass, and what
+    a later first pass attends to, here as in the cache, is what first passes made.
     """
     module, params = tiny.model(family)
     prompt, images = tiny.with_picture(module, tiny.tokens(1, 5)), tiny.images(1)
-    answers, _ = generate(
-        module, params, prompt, images=images, segment_ids=jnp.ones_like(prompt), max_new_tokens=4, stop=()
+    ones = jnp.ones_like(prompt)
+    answers, _ = generate(module, params, prompt, images=images, segment_ids=ones, max_new_tokens=5, stop=())
+    given = jnp.concatenate([prompt, answers[:, :-1]], axis=1)
+    length = prompt.shape[1]
+
+    x, out = run(module, params, prompt, images, segment_ids=ones)
+    cache, states = Cache.from_prompt(out["kv"], ones != 0, length + 4), [x]
+    for i in range(4):
+        x, out = run(module, params, answers[:, i : i + 1], cache=cache)
+        cache = out["cache"]
+        states.append(x)
+
+    score = decoder.gate_score
+    monkeypatch.setattr(
+        decoder, "gate_score", lambda h, *gate: jnp.where(jnp.arange(h.shape[1]) < length, score(h, *gate), 0.0)
     )
-    stepwise = reference(module, params, prompt, images, answers[:, :3])
-    logits = module.apply({"params": params}, stepwise, method="logits")
+    defined, out = jax.jit(lambda: module.apply({"params": params}, given, images))()
+    assert (out["gate"][..., length:] == 0).all() and (out["gate"][..., :length] > 0).all()
+    close(jnp.concatenate(states, axis=1), defined)
+    logits = module.apply({"params": params}, defined[:, length - 1 :], method="logits")
     np.testing.assert_array_equal(logits.argmax(-1), answers)
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 
+import xxhash
+
 from trol_jax.errors import UserError
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -61,6 +63,14 @@ class EasyVQA:
             {"id": i, "image": self._path(picture), "question": question, "answer": answer, "kind": kind_of(answer)}
             for i, (question, answer, picture) in enumerate(self._rows)
         ]
+
+    def fingerprint(self) -> str:
+        """The same for the same rows and pictures, wherever they lie."""
+        digest = xxhash.xxh3_64(json.dumps(self._rows).encode())
+        for picture, _ in self._pictures:
+            with open(self._path(picture), "rb") as file:
+                digest.update(file.read())
+        return digest.hexdigest()
 
     def texts(self) -> list[str]:
         """Everything that is asked and answered, for the training of a tokeniser."""

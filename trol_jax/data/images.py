@@ -1,5 +1,6 @@
-"""Picture files to arrays."""
+"""Picture files to arrays, and those to what a vision tower takes."""
 
+import functools
 import io
 import os
 
@@ -38,11 +39,85 @@ def load_image(source: str | os.PathLike | bytes | Image.Image) -> np.ndarray:
         raise UserError(f"{name} is a damaged picture: {error}") from error
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8[height, width, 3] -> uint8[size, size, 3]; bicubic with antialiasing, the aspect ratio is lost."""
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+def prepare(image: np.ndarray, family: str, size: int, max_tiles: int) -> np.ndarray:
+    """uint8[height, width, 3] -> uint8[M, size, size, 3], as the original does it for the family.
+
+    internlm2: one picture, squeezed to a square. phi3: up to `max_tiles` tiles, and the whole picture after several.
+    """
+    return squeeze(image, size)[None] if family == "internlm2" else tile(image, size, max_tiles)
+
+
+def tile(image: np.ndarray, size: int, max_tiles: int) -> np.ndarray:
+    """The picture, resized to a grid of squares that is nearest in shape, square by square; then the whole, small.
+
+    Source: utils/utils.py of the original, dynamic_preprocess.
+    """
+    height, width = image.shape[:2]
+    columns, rows = grid(height, width, size, max_tiles)
+    whole = Image.fromarray(image)
+    large = np.asarray(whole.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
+    tiles = large.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+    if len(tiles) == 1:
+        return tiles
+    return np.concatenate([tiles, np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC))[None]])
+
+
+def grid(height: int, width: int, size: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows), at most `max_tiles` together, whose ratio is nearest to the picture's.
+
+    Of equally near ones a larger is taken if the picture has more than half of its pixels.
+    """
+    numbers = range(1, max_tiles + 1)
+    grids = sorted(((c, r) for c in numbers for r in numbers if c * r <= max_tiles), key=lambda g: g[0] * g[1])
+    best, least = (1, 1), float("inf")
+    for columns, rows in grids:
+        far = abs(width / height - columns / rows)
+        if far < least or (far == least and width * height > 0.5 * size**2 * columns * rows):
+            best, least = (columns, rows), far
+    return best
+
+
+def squeeze(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8[height, width, 3] -> uint8[size, size, 3], the aspect ratio is lost.
+
+    Bicubic without antialiasing, exactly as torch.nn.functional.interpolate does it on bytes: a = -0.75, weights of 16
+    bits, first along the rows, then along the columns, rounded to bytes after each.
+    """
+    for axis in (1, 0):
+        if image.shape[axis] != size:
+            image = _interpolate(image, axis, *_taps(image.shape[axis], size))
+    return image
+
+
+def _interpolate(image: np.ndarray, axis: int, places: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:
+    image = image.swapaxes(0, axis)
+    total = np.full((len(places), *image.shape[1:]), 1 << (bits - 1), np.int32)  # a half, so that the shift rounds
+    for place, weight in zip(places.T, weights.T, strict=True):
+        total += image[place] * weight[:, None, None]
+    return np.clip(total >> bits, 0, 255).astype(np.uint8).swapaxes(0, axis)
+
+
+@functools.lru_cache(1024)
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(places int[new, 4], weights int32[new, 4], bits of their fraction) of a line of `old` pixels grown to `new`."""
+    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(centre)
+    t, a = centre - first, -0.75
+    near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731
+    far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731
+    weights = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1)
+    places = np.clip(first.astype(int)[:, None] + np.arange(-1, 3), 0, old - 1)
+    largest = 0.0  # as torch meets it while it adds, which at the right border may be more than what remains
+    for k in range(4):  # beyond the border the last pixel counts again: its weights are added before they are rounded
+        for j in range(k):
+            again = places[:, j] == places[:, k]
+            weights[:, j] += np.where(again, weights[:, k], 0)
+            weights[:, k] = np.where(again, 0, weights[:, k])
+        largest = max(largest, weights[:, : k + 1].max())
+    bits = 0
+    while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    return places, np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)).astype(np.int32), bits
 
 
 def _pixels(image: Image.Image, name: str) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import os
+import threading
+import time
 
 import grain
 import numpy as np
 from absl import flags
 from grain.experimental import ElasticIterator
 
-from trol_jax.data.images import load_image, resize_image
+from trol_jax.data.images import load_image, prepare
 from trol_jax.data.prompts import ChatFormat, encode_chat
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
@@ -92,7 +95,7 @@ class RowEncoder:
         self._picture = functools.lru_cache(CACHE_BYTES // (3 * image_size**2))(self._load)
 
     def __reduce__(self):  # worker processes get the encoder without its cache
-        return RowEncoder, self._arguments
+        return _encoder_of_worker, (os.getpid(), self._arguments)
 
     def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         order = rng.permutation(len(example["turns"]))[: self.options.turns]
@@ -105,7 +108,7 @@ class RowEncoder:
         }
 
     def _load(self, path: str) -> np.ndarray:
-        return resize_image(load_image(path), self.image_size)
+        return prepare(load_image(path), self.format.name, self.image_size, max_tiles=1)[0]
 
     def _text(self, turns: list[tuple[str, str]], example: dict) -> dict[str, np.ndarray]:
         """As many of the turns, from the first, as fit into max_length."""
@@ -129,6 +132,19 @@ class RowEncoder:
             "turn_ids": _pad(chat.turn_ids, options.max_length),
             "loss_mask": _pad(chat.loss_mask, options.max_length),
         }
+
+
+def _encoder_of_worker(parent: int, arguments: tuple) -> RowEncoder:
+    """Worker processes would outlive a parent that is killed: theirs end themselves then."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.getpid() != parent:
+        threading.Thread(target=watch, daemon=True).start()
+    return RowEncoder(*arguments)
 
 
 def _pad(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:

@@ -101,10 +101,11 @@ def encode_prompt(
 
     The tokens are those that `encode_chat` gives the same conversation, up to its last answer.
     """
-    tokens = _prefix(tokenizer, format, image_tokens, system)
+    tokens, after = _prefix(tokenizer, format, image_tokens, system)
     for earlier, answer in history:
-        tokens += _ask(tokenizer, format, earlier) + _answer(tokenizer, format, answer) + _next(tokenizer, format)
-    return tokens + _ask(tokenizer, format, question)
+        tokens += _ask(tokenizer, format, earlier, after) + _answer(tokenizer, format, answer)
+        tokens, after = tokens + _next(tokenizer, format), format.user
+    return tokens + _ask(tokenizer, format, question, after)
 
 
 def encode_chat(
@@ -125,12 +126,14 @@ def encode_chat(
     The original's training text goes on with a line break and </s> after the end mark. An answer is over at the end
     mark, so neither is learned here, and generation stops there (`Tokenizer.end_id`).
     """
-    tokens = _prefix(tokenizer, format, image_tokens, system)
+    tokens, after = _prefix(tokenizer, format, image_tokens, system)
     opening = len(tokens)
     positions, turn_ids, loss = list(range(opening)), [0] * opening, [False] * opening
     for number, (question, answer) in enumerate(turns, start=1):
-        between = [] if isolate_turns or number == 1 else _next(tokenizer, format)
-        ask = between + _ask(tokenizer, format, question)
+        if isolate_turns or number == 1:
+            ask = _ask(tokenizer, format, question, after)
+        else:
+            ask = _next(tokenizer, format) + _ask(tokenizer, format, question, format.user)
         piece = ask + _answer(tokenizer, format, answer)
         start = opening if isolate_turns else len(tokens)
         positions += range(start, start + len(piece))
@@ -141,30 +144,34 @@ def encode_chat(
 
 
 # Text is encoded piece by piece, so that no token ever spans two pieces and a prompt is a prefix of its training row.
+# Each piece gets the ids that it has in the whole string: `after` tells the tokeniser what it follows, TEXT any text.
+# Only white space that someone's text begins with is kept apart where it would melt into the line break of a mark.
 # What people write is encoded as plain text: an "<image>" inside a question is seven characters, not a picture.
+TEXT = "x"
 
 
-def _prefix(tokenizer, format: ChatFormat, image_tokens: int, system: str) -> list[int]:
-    tokens = tokenizer.encode(format.bos)
+def _prefix(tokenizer, format: ChatFormat, image_tokens: int, system: str) -> tuple[list[int], str]:
+    """Tokens of what every turn sees, and the mark that a question follows there."""
+    tokens = tokenizer.encode(format.bos + (format.system if system else format.user))
     if system:
-        tokens += tokenizer.encode(format.system) + tokenizer.encode(system, specials=False)
-        tokens += tokenizer.encode(f"{format.end}\n")
-    tokens += tokenizer.encode(format.user)
-    if image_tokens:
-        tokens += tokenizer.encode(format.image_start)
-        tokens += [tokenizer.image_id] * image_tokens
-        tokens += tokenizer.encode(format.image_end)
-    return tokens
+        tokens += tokenizer.encode(system, specials=False, after=format.bos + format.system)
+        tokens += tokenizer.encode(f"{format.end}\n{format.user}", after=TEXT)
+    if not image_tokens:
+        return tokens, format.user
+    tokens += tokenizer.encode(format.image_start, after=format.user)
+    tokens += [tokenizer.image_id] * image_tokens
+    return tokens + tokenizer.encode(format.image_end), format.image_end or format.image
 
 
-def _ask(tokenizer, format: ChatFormat, question: str) -> list[int]:
-    return tokenizer.encode(question, specials=False) + tokenizer.encode(f"{format.end}\n{format.assistant}")
+def _ask(tokenizer, format: ChatFormat, question: str, after: str) -> list[int]:
+    ask = tokenizer.encode(question, specials=False, after=after)
+    return ask + tokenizer.encode(f"{format.end}\n{format.assistant}", after=TEXT if question else after)
 
 
 def _answer(tokenizer, format: ChatFormat, answer: str) -> list[int]:
-    return tokenizer.encode(answer, specials=False) + tokenizer.encode(format.end)
+    tokens = tokenizer.encode(answer, specials=False, after=format.assistant)
+    return tokens + tokenizer.encode(format.end, after=TEXT)
 
 
 def _next(tokenizer, format: ChatFormat) -> list[int]:
-    # Encoded behind an end mark, which swallows the line break in Phi-3's tokeniser.
-    return tokenizer.encode(f"{format.end}\n{format.user}")[1:]
+    return tokenizer.encode(f"\n{format.user}", after=TEXT + format.end)

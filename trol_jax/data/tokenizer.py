@@ -35,18 +35,27 @@ class Tokenizer:
         self._backend = backend
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
+        self._marks = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
         self._encode = functools.lru_cache(maxsize=65536)(self._encode_uncached)
 
     def __reduce__(self):  # worker processes get the tokeniser without its cache
         return _from_json, (self._backend.to_str(),)
 
-    def encode(self, text: str, specials: bool = True) -> list[int]:
-        """Ids of the text alone; nothing is added. specials=False takes the text of a mark as plain text."""
-        return list(self._encode(text, specials))
+    def encode(self, text: str, specials: bool = True, after: str = "") -> list[int]:
+        """Ids of the text as they are where it comes right after `after`; nothing is added.
 
-    def _encode_uncached(self, text: str, specials: bool) -> tuple[int, ...]:
-        backend = self._backend if specials else self._plain
-        return tuple(backend.encode(text, add_special_tokens=False).ids)
+        What comes before matters in released tokenisers: some put a space before a text but not after a mark, some
+        marks swallow white space. specials=False takes the text of a mark as plain text.
+        """
+        return list(self._encode(text, specials, after))
+
+    def _encode_uncached(self, text: str, specials: bool, after: str) -> tuple[int, ...]:
+        plain = not specials and any(mark in text for mark in self._marks)
+        backend = self._plain if plain else self._backend
+        before, whole = (backend.encode(t, add_special_tokens=False).ids for t in (after, after + text))
+        if whole[: len(before)] == before:
+            return tuple(whole[len(before) :])
+        return tuple(backend.encode(text, add_special_tokens=False).ids)  # a token of the whole would span both
 
     def decode(self, ids: Iterable[int], specials: bool = False) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
@@ -95,8 +104,7 @@ def _mark(text: str) -> tokenizers.AddedToken:
 
 
 def _has_marks(backend: tokenizers.Tokenizer, format: ChatFormat) -> bool:
-    marks = (format.bos, format.eos, format.end, format.image)
-    return all(backend.token_to_id(mark) is not None for mark in marks)
+    return all(backend.token_to_id(mark) is not None for mark in (*format.specials, format.image))
 
 
 def _from_json(text: str) -> Tokenizer:

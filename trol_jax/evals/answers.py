@@ -18,7 +18,12 @@ class Answers:
         self.path, self.source = path, source
 
     def read(self, rows: Iterable[Mapping]) -> dict[int, dict]:
-        """The answers to the rows, by id. All other lines, and one that was being written, leave the file."""
+        """The answers to the rows, by id; a line that was being written, or asks something else, leaves the file.
+
+        UserError for a file of another source, whose answers may have taken long.
+        """
+        with explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return {}
         expected = {row["id"]: (row["question"], row["answer"], os.path.basename(row["image"])) for row in rows}
@@ -29,8 +34,15 @@ class Answers:
             try:
                 old = json.loads(text) if text.endswith("\n") else None
                 asked = old["question"], old["answer"], old["image"]
-                if old["source"] == self.source and expected.get(old["id"]) == asked:
+                if old["source"] != self.source:
+                    raise UserError(
+                        f"{self.path} holds answers of another measurement ({old['source']}; this one is "
+                        f"{self.source}); name another --output, or remove that file"
+                    )
+                if expected.get(old["id"]) == asked:
                     known[old["id"]] = old
+            except UserError:
+                raise
             except (ValueError, KeyError, TypeError):
                 continue
         if len(known) < len(lines):
@@ -78,5 +90,5 @@ def explained(path: Path):
         yield
     except OSError as error:
         raise UserError(
-            f"cannot use {path}: {error.strerror or error}; make room or name another --output, then start again"
+            f"cannot write {path}: {error.strerror or error}; make room or name another --output, then start again"
         ) from error

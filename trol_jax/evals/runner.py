@@ -15,13 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 import trol_jax
-from trol_jax import checkpoint, manifest
+from trol_jax import checkpoint, manifest, saved
 from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.data.images import load_image
 from trol_jax.evals import pictures
 from trol_jax.evals.answers import Answers, write
 from trol_jax.evals.easy_vqa import is_right, score
-from trol_jax.infer.answer import Answerer, read_config
+from trol_jax.infer.answer import Answerer
 
 ANSWERS, RESULT, SAMPLES, GATES = "answers.jsonl", "evaluation.json", "samples.png", "gates.png"
 MAX_NEW_TOKENS = 4  # the answers are one or two tokens with their end mark; a longer one is wrong in any case
@@ -42,11 +42,12 @@ def evaluate(
     """
     began = time.monotonic()
     step_dir = checkpoint.resolve(path)
-    config = read_config(step_dir)
+    settings = saved.read(step_dir).settings
     output = run_directory(step_dir) if output is None else Path(output)
-    everything = EasyVQA("test", root or config.data.root or None).questions()
+    data = EasyVQA("test", root or (settings and settings.data.root) or None)
+    everything = data.questions()
     rows = everything[:limit]
-    source = source_of_answers(step_dir)
+    source = f"{source_of_answers(step_dir)}, data {data.fingerprint()}"
 
     # ------------------------------------------------------------------ what was answered before
     answers = Answers(output / ANSWERS, source)
@@ -62,7 +63,7 @@ def evaluate(
     if todo:
         answerer = Answerer.load(step_dir, batch_size := min(batch_size, len(todo)))
         picture = functools.lru_cache(2048)(load_image)  # each picture has about ten questions
-        todo.sort(key=lambda row: len(answerer.prompt(row["question"], with_image=True)))  # similar lengths together
+        todo.sort(key=lambda row: len(answerer.prompt(row["question"], tiles=1)))  # similar lengths together
         looks = dict(desc="evaluate", unit="question", mininterval=1.0, dynamic_ncols=True)
         with tqdm(initial=len(rows) - len(todo), total=len(rows), **looks) as bar:
             for start in range(0, len(todo), batch_size):
@@ -182,7 +183,10 @@ def report(result: Mapping, output: str | os.PathLike | None = None) -> str:
 
 def training(step_dir: Path) -> str:
     """How long the run was trained up to the step, from its metrics; "" where it has none."""
-    step, batch_size = manifest.read(step_dir)["step"], read_config(step_dir).batch_size
+    settings = saved.read(step_dir).settings
+    if settings is None:
+        return ""
+    step, batch_size = manifest.read(step_dir)["step"], settings.batch_size
     seconds, done = 0.0, 0
     try:
         for text in (run_directory(step_dir) / "metrics.jsonl").read_text().splitlines():

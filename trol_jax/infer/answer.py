@@ -10,16 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trol_jax import checkpoint
-from trol_jax.data.images import resize_image
-from trol_jax.data.prompts import encode_prompt
-from trol_jax.data.tokenizer import FILE as TOKENIZER
+from trol_jax import checkpoint, saved
+from trol_jax.data.images import prepare
+from trol_jax.data.prompts import SYSTEM, encode_prompt
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 from trol_jax.infer.greedy import generate
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.image import normalize
-from trol_jax.train import config as config_lib
 
 BUCKET = 16  # prompts are padded to a multiple of this many tokens, so that few lengths are compiled
 
@@ -54,23 +52,26 @@ class Answerer:
     def load(cls, path: str | os.PathLike, batch_size: int = 1) -> "Answerer":
         """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer."""
         step_dir = checkpoint.resolve(path)
-        config = read_config(step_dir)
-        if config.objective != "answers":
+        here = saved.read(step_dir)
+        run = here.settings
+        if run is not None and run.objective != "answers":
             raise UserError(
-                f"{step_dir} cannot answer: it was trained for {config.objective} (config.objective); "
+                f"{step_dir} cannot answer: it was trained for {run.objective} (config.objective); "
                 f"train a run that starts from it (config.start_from) first"
             )
-        tokenizer = Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), step_dir / TOKENIZER)
-        sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
-        model = TroL(sizes, jnp.dtype(config.dtype))
-        params = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(model)))
-        return cls(model, params, tokenizer, config.data.system, batch_size)
+        if here.tokenizer is None:
+            raise UserError(f"{step_dir} cannot answer: it has no tokeniser; convert a folder that has one")
+        model = TroL(here.model, jnp.dtype(run.dtype if run else jnp.float32))
+        params = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(model)), as_stored=True)
+        return cls(model, params, here.tokenizer, run.data.system if run else SYSTEM, batch_size)
 
-    def prompt(self, question: str, with_image: bool) -> list[int]:
-        """Tokens of the prompt; UserError for an empty question."""
+    def prompt(self, question: str, tiles: int) -> list[int]:
+        """Tokens of the prompt with a picture of so many tiles, 0 = none; UserError for an empty question."""
         if not question.strip():
             raise UserError("the question is empty; write one")
-        image_tokens = self.model.config.image_tokens if with_image else 0
+        if any("\ud800" <= letter <= "\udfff" for letter in question):
+            raise UserError(f"the question {question!r} is not UTF-8 text; write it anew")
+        image_tokens = self.model.config.image_tokens * tiles
         return encode_prompt(self.tokenizer, self.tokenizer.format, question, image_tokens, self.system)
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
@@ -86,8 +87,9 @@ class Answerer:
         count = len(questions)
         # Copies of the first question fill the batch: they stop when it does, and so never keep the others waiting.
         questions = [*questions, *[questions[0]] * (self.batch_size - count)]
-        tokens, valid = self._pad_left([self.prompt(text, image is not None) for image, text in questions])
-        images = self._stack([image for image, _ in questions])
+        tiles = [self._tiles(image) for image, _ in questions]
+        prompts = [self.prompt(text, len(mine)) for mine, (_, text) in zip(tiles, questions, strict=True)]
+        (tokens, valid), images = self._pad_left(prompts), self._stack(tiles)
         stop = (self.tokenizer.end_id, self.tokenizer.eos_id)
         out = run(self.model, self.params, tokens, valid, images, max_new_tokens=max_new_tokens, stop=stop)
         return [self._answer(*row) for row in zip(*(np.asarray(a)[:count] for a in out), strict=True)]
@@ -99,13 +101,20 @@ class Answerer:
             row[length - len(prompt) :] = prompt
         return tokens, np.arange(length) >= length - np.array([[len(prompt)] for prompt in prompts])
 
-    def _stack(self, images: list[np.ndarray | None]) -> np.ndarray | None:
-        """uint8[B, size, size, 3], black where a question has no picture; None if none has."""
-        if all(image is None for image in images):
-            return None
+    def _tiles(self, image: np.ndarray | None) -> np.ndarray:
+        """uint8[M, size, size, 3]; M = 0 without a picture."""
         size = self.model.config.vision.image_size
-        black = np.zeros((size, size, 3), np.uint8)
-        return np.stack([black if image is None else resize_image(image, size) for image in images])
+        if image is None:
+            return np.zeros((0, size, size, 3), np.uint8)
+        return prepare(image, self.model.config.family, size, self.model.config.max_tiles)
+
+    @staticmethod
+    def _stack(tiles: list[np.ndarray]) -> np.ndarray | None:
+        """uint8[B, M, size, size, 3]; None without any. Rows of fewer tiles end in black: no token asks for it."""
+        most = max(map(len, tiles))
+        if not most:
+            return None
+        return np.stack([np.pad(mine, ((0, most - len(mine)), *[(0, 0)] * 3)) for mine in tiles])
 
     def _answer(self, tokens: np.ndarray, gate_image: np.ndarray, gate_text: np.ndarray) -> Answer:
         tokens = tokens[tokens >= 0].tolist()
@@ -116,13 +125,13 @@ class Answerer:
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop"))
 def run(model: TroL, params, tokens, valid, images, *, max_new_tokens: int, stop: tuple[int, ...]):
-    """tokens: int[B, T], valid: bool[B, T], images: uint8[B, height, width, C] or None.
+    """tokens: int[B, T], valid: bool[B, T], images: uint8[B, M, height, width, C] or None.
 
     Returns (answers int32[B, max_new_tokens] as `generate` does, and the mean gates over image tokens and over the
     others, float32[B, L] each).
     """
     if images is not None:
-        images = normalize(images, model.config.vision.mean, model.config.vision.std)[:, None]
+        images = normalize(images, model.config.vision.mean, model.config.vision.std)
     segment_ids = valid.astype(jnp.int32)
     answers, out = generate(model, params, tokens, segment_ids, images, max_new_tokens=max_new_tokens, stop=stop)
     gate = out["gate"].mean(axis=1)
@@ -134,9 +143,3 @@ def run(model: TroL, params, tokens, valid, images, *, max_new_tokens: int, stop
 
     is_image = tokens == model.config.image_token
     return answers, mean(valid & is_image), mean(valid & ~is_image)
-
-
-def read_config(step_dir: str | os.PathLike) -> config_lib.RunConfig:
-    """The settings of the run that a step belongs to."""
-    where = f"{os.fspath(step_dir)}/{checkpoint.CONFIG}: config"
-    return config_lib.from_dict(checkpoint.read_config(step_dir), where=where)

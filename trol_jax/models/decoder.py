@@ -70,6 +70,7 @@ class TraversedLayer(nn.Module):
     @nn.compact
     def __call__(self, x, gate, cached, context):
         """gate: (kernel [D], bias []). Returns (x, (first-pass keys and values, scores))."""
+        self.sow("intermediates", "hidden", x)  # what enters the layer, for callers that ask for intermediates
         one_pass = Pass(self.config, self.dtype, self.deterministic, name="block")
         x, kv, scores = traverse(lambda h: one_pass(h, cached, context), lambda h: gate_score(h, *gate), x, self.passes)
         return x, (kv, scores)

@@ -101,7 +101,7 @@ def stack(layer_cls, length: int, *, in_axes, scan: bool, separate: bool, remat:
     if not separate:
         return nn.scan(
             layer_cls,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=in_axes,
             length=length,

@@ -30,9 +30,13 @@ class TroL(nn.Module):
         self.projector = Projector(c.decoder.width, c.shuffle, self.dtype)
         self.decoder = Decoder(c.decoder, c.shared_gate, **how)
 
+    def patches(self, images):
+        """float[I, height, width, C], normalised -> what the tower makes of each patch, [I, P, D of the tower]."""
+        return self.vision(images)[0]
+
     def encode_images(self, images):
         """float[I, height, width, C], normalised -> image tokens [I, P, D]."""
-        return self.projector(self.vision(images)[0])
+        return self.projector(self.patches(images))
 
     def __call__(
         self, tokens, images=None, *, segment_ids=None, turn_ids=None, positions=None, cache=None, passes=None,

@@ -103,7 +103,7 @@ PHI3_LONG = (
 PHI3_MINI = DecoderConfig(
     vocab=32064, extra_rows=0, width=3072, hidden=8192, layers=32, heads=32, kv_heads=32, eps=1e-5,
     rope=Su(theta=1e4, short=PHI3_SHORT, long=PHI3_LONG, max_positions=131072, original_max_positions=4096),
-    lora_rank=0,
+    lora_rank=0, lora_dropout=0.0,
 )  # fmt: skip
 
 # The tiny models see 64-pixel pictures, normalised by the statistics of easy-vqa's: its pale backgrounds then lie near
@@ -126,7 +126,7 @@ TINY_INTERNLM2 = dataclasses.replace(
 TINY_PHI3 = DecoderConfig(
     vocab=512, extra_rows=0, width=64, hidden=192, layers=3, heads=2, kv_heads=2, eps=1e-5,
     rope=Su(theta=1e4, short=(1.0,) * 16, long=(1.0,) * 16, max_positions=4096, original_max_positions=4096),
-    lora_rank=0,
+    lora_rank=0, lora_dropout=0.0,
 )  # fmt: skip
 
 VARIANTS = {

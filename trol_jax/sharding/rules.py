@@ -50,7 +50,7 @@ def batch_sharding(mesh: jax.sharding.Mesh, batch_size: int) -> NamedSharding:
     devices = mesh.shape["data"]
     if batch_size % devices:
         raise UserError(
-            f"batch_size {batch_size} is not divisible by the {devices} devices of the data axis; "
-            f"use {batch_size // devices * devices or devices} or another multiple of {devices}"
+            f"a batch of {batch_size} (batch_size / accumulation) is not divisible by the {devices} devices of the "
+            f"data axis; make it {batch_size // devices * devices or devices} or another multiple of {devices}"
         )
     return NamedSharding(mesh, PartitionSpec("data"))

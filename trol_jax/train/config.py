@@ -4,10 +4,11 @@ A key that is not declared, or one that is missing, is an error that names it: n
 """
 
 import dataclasses
-import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from trol_jax import typed
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.errors import UserError
 from trol_jax.models.layers import REMAT_POLICIES
@@ -44,35 +45,22 @@ class RunConfig:
     log_every: int  # steps
 
 
-# Settings that change how a run is watched, not what it computes: a run may be continued with others.
-WATCHING = ("checkpoint_every", "keep", "log_every")
+POSITIVE = lambda value: value > 0, "more than 0"
+NOT_NEGATIVE = lambda value: value >= 0, "at least 0"
+DECAY = lambda value: 0 <= value < 1, "at least 0 and less than 1"
+RANGES = {  # of the optimizer
+    "lr": POSITIVE, "lr_end": NOT_NEGATIVE, "warmup": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "clip": POSITIVE,
+    "b1": DECAY, "b2": DECAY,
+}  # fmt: skip
+
+# Settings that change how a run is watched or fed, not what it computes: a run may be continued with others.
+WATCHING = ("checkpoint_every", "keep", "log_every", "workers")
 
 
-def from_dict(raw: Mapping[str, Any], cls=RunConfig, where: str = "config"):
-    """A typed copy of nested dicts; UserError for an unknown key, a missing key or a value of the wrong type."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in raw:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {where}.{close[0]}?" if close else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{where}.{key} is not a setting; {hint}")
-    if missing := [name for name in fields if name not in raw]:
-        raise UserError(f"{where} lacks the settings {', '.join(missing)}")
-    values = {}
-    for name, field in fields.items():
-        value, place = raw[name], f"{where}.{name}"
-        if dataclasses.is_dataclass(field.type):
-            values[name] = from_dict(value, field.type, place)
-            continue
-        if isinstance(value, list):
-            value = tuple(value)
-        wanted = {int: int, float: (int, float), str: str, bool: bool}.get(field.type, object)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and field.type in (int, float)):
-            raise UserError(f"{place} is {value!r}, must be of type {field.type.__name__}")
-        values[name] = field.type(value) if field.type is float else value
-    config = cls(**values)
-    if cls is RunConfig:
-        check(config)
+def from_dict(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """A typed, checked copy of nested dicts; UserError for an unknown or missing key or a bad value."""
+    config = typed.from_dict(raw, RunConfig, where)
+    check(config)
     return config
 
 
@@ -86,6 +74,12 @@ def check(config: RunConfig) -> None:
     for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every"):
         if getattr(config, name) < 1:
             raise UserError(f"config.{name} is {getattr(config, name)}, must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"config.seed is {config.seed}, must be at least 0")
+    for name, (fits, wanted) in RANGES.items():
+        value = getattr(config.optimizer, name)
+        if not (math.isfinite(value) and fits(value)):
+            raise UserError(f"config.optimizer.{name} is {value}, must be {wanted}")
     if config.model.passes < 1:
         raise UserError(f"config.model.passes is {config.model.passes}, must be at least 1")
     if config.batch_size % config.accumulation:
@@ -100,22 +94,17 @@ def model_config(options: ModelOptions, vocab: int, image_token: int) -> ModelCo
     return with_tokenizer(variant, vocab, image_token)
 
 
-def to_dict(config: RunConfig) -> dict:
-    """JSON-able; `from_dict` takes it back."""
-    return dataclasses.asdict(config)
-
-
-def differences(old: Mapping, new: Mapping, where: str = "config") -> list[str]:
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Settings that differ and change what is computed, as `config.optimizer.lr: 0.001 there, 0.002 here`."""
+    return _differences(typed.to_dict(old), typed.to_dict(new), "config")
+
+
+def _differences(old: Mapping, new: Mapping, where: str) -> list[str]:
     found = []
-    for key in sorted(set(old) | set(new)):
-        a, b, place = old.get(key), new.get(key), f"{where}.{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, place)
-        elif key not in WATCHING and _plain(a) != _plain(b):
+    for key, a in old.items():
+        b, place = new[key], f"{where}.{key}"
+        if isinstance(a, Mapping):
+            found += _differences(a, b, place)
+        elif key not in WATCHING and a != b:
             found.append(f"{place}: {a} there, {b} here")
     return found
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

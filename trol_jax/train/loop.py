@@ -1,6 +1,7 @@
 """The training loop: all of its input and output, to be read from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -11,14 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trol_jax import checkpoint
+from trol_jax import checkpoint, manifest, saved, typed
 from trol_jax.data import easy_vqa, pipeline
 from trol_jax.data.prompts import FORMATS
-from trol_jax.data.tokenizer import FILE as TOKENIZER
-from trol_jax.data.tokenizer import Tokenizer, train_tokenizer
+from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL
-from trol_jax.models.variants import get_variant
+from trol_jax.models.variants import VARIANTS, get_variant
 from trol_jax.sharding.rules import RULES, batch_sharding, data_mesh, shardings
 from trol_jax.train import config as config_lib
 from trol_jax.train.metrics import Metrics, is_finite
@@ -33,27 +33,26 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     loss that is not finite.
     """
     workdir = pathlib.Path(workdir)
-    settings = config_lib.to_dict(config)
+    settings = typed.to_dict(config)
 
     # ------------------------------------------------------------------ data, tokeniser, model
     mesh = data_mesh()
-    over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)
-    family = get_variant(config.model.variant).family
+    over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)  # of a micro-batch
     source = easy_vqa.EasyVQA("train", config.data.root or None)
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
         newest = checkpoint.resolve(workdir)
-        require_same_settings(checkpoint.read_config(newest), settings, workdir)
-        tokenizer = read_tokenizer(newest)
+        this = saved.read(newest)
+        require_same_settings(this.settings, config, workdir)
     elif config.start_from:
         with about_start_from():
             origin = checkpoint.resolve(config.start_from)
-            tokenizer = read_tokenizer(origin)
-            if tokenizer.format != FORMATS[family]:
-                raise UserError(f"{origin} is of another family than config.model.variant {config.model.variant}")
+            require_finished(origin, config.start_from)
+            this = starting_point(origin, config.model)
     else:
-        tokenizer = train_tokenizer(source.texts(), FORMATS[family])
-    sizes = config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id)
+        tokenizer = train_tokenizer(source.texts(), FORMATS[get_variant(config.model.variant).family])
+        this = saved.Saved(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id), tokenizer)
+    sizes, tokenizer = this.model, this.tokenizer
     model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -82,7 +81,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     with contextlib.ExitStack() as stack:
         # -------------------------------------------------------------- start, or go on; nothing is written before
         batches = pipeline.train_iterator(
-            source, tokenizer, FORMATS[family], config.data, image_size=sizes.vision.image_size,
+            source, tokenizer, tokenizer.format, config.data, image_size=sizes.vision.image_size,
             image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed,
         )  # fmt: skip
         stack.callback(batches.close)
@@ -99,13 +98,13 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
                 with about_start_from():
                     state = state.replace(params=checkpoint.restore_params(origin, abstract_state.params))
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
-        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, start_step=step, total_steps=config.steps)))
+        metrics = stack.enter_context(Metrics(workdir, start_step=step, total_steps=config.steps))
         stop = stack.enter_context(sigterm_flag())
-        save = functools.partial(checkpoints.save, config=settings, files={TOKENIZER: tokenizer.dump()})
+        save = functools.partial(checkpoints.save, config=settings, files=this.files())
 
         # -------------------------------------------------------------- the loop
         stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
-        pending, saved, began = None, step, time.monotonic()
+        pending, last_saved, began = None, step, time.monotonic()
         while step < config.steps and not stop:
             batch = jax.device_put(next(batches), over_devices)
             state, values = train_step(state, batch)
@@ -123,8 +122,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             if step % config.checkpoint_every == 0:
                 require_finite(*pending, checkpoints)
                 save(step, state, data_state=batches.get_state())
-                saved = step
-        if saved < step:
+                last_saved = step
+        if last_saved < step:
             require_finite(*pending, checkpoints)
             save(step, state, data_state=batches.get_state())
         checkpoints.wait()
@@ -133,12 +132,30 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     return step
 
 
-def read_tokenizer(step_dir: pathlib.Path) -> Tokenizer:
-    return Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), step_dir / TOKENIZER)
+def require_finished(origin: pathlib.Path, path: str) -> None:
+    """A run that is named as a whole must be at its end; a step of it may be named at any time."""
+    settings, step = saved.read(origin).settings, manifest.read(origin)["step"]
+    if settings is not None and step < settings.steps and origin != pathlib.Path(path).absolute():
+        raise UserError(f"{path} is at step {step} of {settings.steps}; let it finish, or name {origin} to start there")
 
 
-def require_same_settings(stored: dict, settings: dict, workdir: pathlib.Path) -> None:
-    if changed := config_lib.differences(stored, settings):
+def starting_point(path: pathlib.Path, options: config_lib.ModelOptions) -> saved.Saved:
+    """Model and tokeniser of another run, or of converted weights, with this run's own gates and passes."""
+    origin = saved.read(path)
+    if origin.tokenizer is None:
+        raise UserError(f"{path} has no tokeniser; convert a folder that has one")
+    if origin.model.name in VARIANTS and origin.model.name != options.variant:
+        raise UserError(f"{path} is a {origin.model.name}, and config.model.variant is {options.variant}")
+    model = dataclasses.replace(origin.model, shared_gate=options.shared_gate, passes=options.passes)
+    return dataclasses.replace(origin, model=model)
+
+
+def require_same_settings(
+    stored: config_lib.RunConfig | None, config: config_lib.RunConfig, workdir: pathlib.Path
+) -> None:
+    if stored is None:
+        raise UserError(f"{workdir} holds converted weights, not a run; name them by config.start_from instead")
+    if changed := config_lib.differences(stored, config):
         raise UserError(
             f"{workdir} holds a run with other settings ({'; '.join(changed)}); "
             f"use another --workdir, or remove {workdir} to start anew"
@@ -150,7 +167,7 @@ def about_start_from():
     try:
         yield
     except UserError as error:
-        raise UserError(f"config.start_from: {error}; train that run first, or name another") from error
+        raise UserError(f"config.start_from: {error}") from error
 
 
 def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
@@ -163,7 +180,7 @@ def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpo
     good = (
         f"the last good checkpoint is {checkpoints.directory / str(last)}" if last is not None else "none was saved yet"
     )
-    what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm"))
+    what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm", "lr"))
     raise UserError(
         f"not finite at step {step}: {what}; {good}; lower optimizer.lr or optimizer.clip, then start again"
     )

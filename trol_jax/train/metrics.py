@@ -1,58 +1,94 @@
 """Metrics of a run: a progress bar, JSON lines and TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import time
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
+
+from trol_jax.errors import UserError
+
+FLUSH_SECONDS = 30  # of the TensorBoard file
 
 
 class Metrics:
     """Writes `metrics.jsonl` (one object a line) and TensorBoard events under `tensorboard/` of a run directory.
 
     start_step: steps done when the run (re)starts. Lines of later steps are what a killed run wrote after its last
-    checkpoint; they are dropped, so that every step stands once.
+    checkpoint; they are dropped, so that every step stands once. Use it by `with`. UserError when the disk is full;
+    what fails while another error is on its way is not told.
     """
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int, total_steps: int):
         self.path = workdir / "metrics.jsonl"
         self.last_step = start_step  # of the last line
-        self._drop_lines_after(start_step)
-        self.lines = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
-        self.board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, max_queue=1000, flush_secs=30
-        )
+        with self.explained():
+            self._drop_lines_after(start_step)
+            self.lines = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            # The writer below SummaryWriter: that one's thread and exit hook print tracebacks when the disk is full.
+            self.board = EventsWriter(str(workdir / "tensorboard" / "events"))
+            self.board.write_event(self._event(start_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.flushed = time.monotonic()
         self.bar = tqdm(initial=start_step, total=total_steps, unit="step", mininterval=1.0, dynamic_ncols=True)
         self.bar.set_description("train")
 
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.bar.close()
+        with self.explained() if error is None else contextlib.suppress(OSError):
+            try:
+                self.board.close()
+            finally:
+                self.lines.close()
+
     def write(self, step: int, values: dict[str, float]) -> None:
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        self.lines.write(json.dumps({"step": step} | rounded) + "\n")
+        with self.explained():
+            self.lines.write(json.dumps({"step": step} | rounded) + "\n")
+            for name, value in values.items():
+                self.board.write_event(self._event(step, summary=scalar(name, value)))
+            if time.monotonic() > self.flushed + FLUSH_SECONDS:
+                self.board.flush()
+                self.flushed = time.monotonic()
         self.last_step = step
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
         shown = {"loss": f"{values['loss']:.4f}", "examples/s": f"{values['examples_per_second']:.0f}"}
         self.bar.set_postfix(shown, refresh=False)
 
     def advance(self) -> None:
         self.bar.update()
 
-    def close(self) -> None:
-        self.bar.close()
-        self.board.close()
-        self.lines.close()
+    @contextlib.contextmanager
+    def explained(self):
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot write metrics beside {self.path}: {reason}; make room, then start again"
+            ) from error
+
+    @staticmethod
+    def _event(step: int, **content) -> Event:
+        return Event(wall_time=time.time(), step=step, **content)
 
     def _drop_lines_after(self, step: int) -> None:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(kept))

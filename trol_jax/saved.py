@@ -1,0 +1,45 @@
+"""What a checkpoint holds beside its arrays: sizes of the model, tokeniser, settings of the run, released files."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from trol_jax import checkpoint, manifest, typed
+from trol_jax.data.tokenizer import Tokenizer
+from trol_jax.models.variants import ModelConfig
+from trol_jax.train import config as config_lib
+
+MODEL, TOKENIZER = "model.json", "tokenizer.json"
+RELEASED = "released"  # folder of files that came with converted weights and go back with them
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    model: ModelConfig
+    tokenizer: Tokenizer | None  # None: converted from a folder without one
+    settings: config_lib.RunConfig | None = None  # None: converted, not trained
+    released: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # by file name
+
+    def files(self) -> dict[str, bytes]:
+        """For `checkpoint.Checkpoints.save`, which stores the settings itself."""
+        files = {f"{RELEASED}/{name}": content for name, content in self.released.items()}
+        files[MODEL] = checkpoint.to_json(typed.to_dict(self.model))
+        if self.tokenizer is not None:
+            files[TOKENIZER] = self.tokenizer.dump()
+        return files
+
+
+def read(step_dir: str | os.PathLike) -> Saved:
+    """Of one step, each file checked by its checksum. UserError for one that is missing, damaged or not understood."""
+    step_dir = Path(step_dir)
+    model = typed.from_dict(checkpoint.read_json(step_dir, MODEL), ModelConfig, f"{step_dir / MODEL}: model")
+    path = step_dir / TOKENIZER
+    has_one = TOKENIZER in manifest.read(step_dir)["files"]
+    tokenizer = Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), path) if has_one else None
+    raw = checkpoint.read_config(step_dir)
+    settings = None if raw is None else config_lib.from_dict(raw, f"{step_dir / checkpoint.CONFIG}: config")
+    folder = step_dir / RELEASED
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    released = {name: checkpoint.read_file(step_dir, f"{RELEASED}/{name}") for name in names}
+    return Saved(model, tokenizer, settings, released)
