@@ -1,8 +1,6 @@
-"""Conversion between the released PyTorch checkpoints and ours. This package holds nothing yet.
+"""PyTorch <-> JAX, exact both ways and without torch.
 
-What will come: exact conversion both ways. Rule tables (name pattern, path in our tree, a named invertible transform)
-for each part of a released model, and one engine that applies any table in either direction, so that import followed
-by export gives the same bits. All problems of a checkpoint are collected and reported at once.
-
-PyTorch may be imported here, inside functions only: reading a checkpoint must not need it.
+`internlm2`, `phi3`, `clip`, `intern_vit`, `gate`: tables of rules, which `engine` applies; `transforms` is what they
+name. `files`: safetensors in and out; `torch_files`: state dicts of torch.save; `hf_config`: config.json; `tokenizer`:
+released tokenisers; `check`: comparison with recorded outputs of the original.
 """

@@ -17,7 +17,7 @@ ARROWS = {
     "trol_jax/ops": ("trol_jax.ops",),
     "trol_jax/models": ("trol_jax.models", "trol_jax.ops", "trol_jax.errors"),
     "configs": ("configs",),
-    "convert": ("convert", "trol_jax.models", "trol_jax.checkpoint", "trol_jax.errors"),
+    "convert": ("convert", "trol_jax"),
     "launch": ("launch", "trol_jax", "convert"),
 }
 

@@ -1,0 +1,322 @@
+"""The one engine that applies the rule tables, both ways, a tensor at a time."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from convert import clip, files, gate, hf_config, internlm2, phi3, tokenizer, torch_files
+from convert.rules import Rule
+from convert.transforms import assign
+from trol_jax import checkpoint, saved
+from trol_jax.errors import UserError
+from trol_jax.models.trol import TroL, abstract_params
+from trol_jax.models.variants import ModelConfig
+
+CONFIG = "config.json"
+# Released files that are kept beside converted weights, and given back with them.
+KEPT = (
+    CONFIG, "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json",
+    "special_tokens_map.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A way of naming the tensors of a folder, known by one name that no other has."""
+
+    name: str
+    family: str
+    mark: str
+    rules: list[Rule]
+    has_gate: bool
+
+
+LAYOUTS = (
+    Layout("TroL, InternLM2", "internlm2", "model.layers.0.attention.wqkv.ffn.weight", internlm2.RULES, True),
+    Layout("TroL, Phi-3", "phi3", "vision_proj.3.weight", phi3.RULES, True),
+    Layout("InternLM-XComposer2-VL", "internlm2", "model.layers.0.attention.wqkv.Plora_A.weight",
+           internlm2.BASE_RULES, False),
+    Layout("Mini-InternVL-Chat, Phi-3", "phi3", "mlp1.3.weight", phi3.BASE_RULES, False),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """Some of our arrays and, by layer, the released tensors that they are made of."""
+
+    rule: Rule
+    names: list[list[str]]  # [layer][tensor]
+    ours: list[tuple[int, ...]]  # shapes of one layer
+    released: list[tuple[int, ...]]
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our shapes by path, with a gate for each layer."""
+    model = TroL(dataclasses.replace(config, shared_gate=False))
+    flat = flatten_dict(nn.unbox(abstract_params(model)), sep="/")
+    return {path: tuple(array.shape) for path, array in flat.items()}
+
+
+def moves(rules: list[Rule], ours: Mapping[str, tuple[int, ...]]) -> list[Move]:
+    made = []
+    for rule in rules:
+        layers, mine, theirs = rule.shapes(ours)
+        made.append(Move(rule, [rule.names(i) for i in range(layers)], mine, theirs))
+    return made
+
+
+def audit(plan: list[Move], stored: Mapping[str, files.Stored], ours: set[str], where: Path) -> None:
+    """UserError with everything at once: tensors that are missing, unused, of a wrong shape or dtype."""
+    problems, wanted = [], {}
+    for move in plan:
+        for names in move.names:
+            wanted |= dict(zip(names, move.released, strict=True))
+        dtypes = {stored[name].dtype for names in move.names for name in names if name in stored}
+        if len(dtypes) > 1:
+            kinds = ", ".join(sorted(map(str, dtypes)))
+            problems.append(f"{move.rule.released[0]} has a different dtype in different layers: {kinds}")
+        if any(dtype.kind not in "fV" for dtype in dtypes):
+            problems.append(f"{move.rule.released[0]} is {dtypes.pop()}, not a floating-point type (is it quantised?)")
+    if missing := sorted(set(wanted) - set(stored)):
+        problems.append(f"missing: {files.some(missing)}")
+    if unused := sorted(set(stored) - set(wanted)):
+        problems.append(f"not known: {files.some(unused)}")
+    for name, shape in wanted.items():
+        if name in stored and stored[name].shape != shape:
+            problems.append(f"{name} has shape {list(stored[name].shape)}, {CONFIG} asks for {list(shape)}")
+    if orphans := sorted(ours - {path for move in plan for path in move.rule.ours}):
+        problems.append(f"no rule makes: {files.some(orphans)}")
+    if problems:
+        raise UserError(f"{where} does not fit: {'; '.join(problems)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A released folder, understood and checked; no tensor has been read yet."""
+
+    folder: Path
+    layout: Layout
+    config: ModelConfig
+    plan: list[Move]
+    stored: Mapping[str, files.Stored]
+    row_numbers: bool  # whether it holds the row numbers that older transformers stored
+
+    @classmethod
+    def open(cls, folder: Path) -> "Source":
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; name one with {CONFIG} and weights")
+        stored = files.read_tensors(folder)
+        layout = next((layout for layout in LAYOUTS if layout.mark in stored), None)
+        if layout is None:
+            known = "; ".join(f"{layout.name}: {layout.mark}" for layout in LAYOUTS)
+            raise UserError(f"{folder} has the tensors of no known model; looked for {known}")
+        config = hf_config.read(files.read_json(folder / CONFIG), layout.family, str(folder / CONFIG))
+        row_numbers = stored.pop(clip.ROW_NUMBERS, None)
+        if row_numbers is not None:
+            _require_row_numbers(row_numbers)
+        ours = shapes_of(config)
+        plan = moves(layout.rules + (gate.RULES if layout.has_gate else []), ours)
+        if layout.has_gate:
+            stored |= _gates(folder)
+        made_here = set() if layout.has_gate else {path for rule in gate.RULES for path in rule.ours}
+        audit(plan, stored, set(ours) - made_here, folder)
+        config = dataclasses.replace(config, shared_gate=_shared(plan, stored))
+        return cls(folder, layout, config, plan, stored, row_numbers is not None)
+
+    def arrays(self, dtype: np.dtype | None, progress: Callable[[int, int], None]) -> dict[str, checkpoint.Lazy]:
+        """Our arrays by path, each made when it is written. dtype: None = as they are."""
+        made = {}
+        for move in self.plan:
+            kind = dtype or self.stored[move.names[0][0]].dtype
+            for which, path in enumerate(move.rule.ours):
+                shape = (len(move.names), *move.ours[which]) if move.rule.by_layer else move.ours[which]
+                make = lambda move=move, which=which, shape=shape, kind=kind: (  # noqa: E731
+                    self._stack(move, which, shape, kind, progress)
+                )
+                if path in _GATE and self.config.shared_gate:
+                    shape, make = shape[1:], lambda make=make: make()[0]
+                made[path] = checkpoint.Lazy(shape, kind, make)
+        if not self.layout.has_gate:
+            made |= self._closed_gate(dtype)
+        return made
+
+    def _stack(self, move: Move, which: int, shape, dtype, progress) -> np.ndarray:
+        total = sum(math.prod(each.shape) * each.dtype.itemsize for each in self.stored.values())
+        result = np.empty(shape, dtype)
+        for layer, names in enumerate(move.names):
+            arrays = [self.stored[name].load() for name in names]
+            one = move.rule.transform.to_jax(arrays, move.ours)[which]
+            assign(result[layer, ...] if move.rule.by_layer else result, one)
+            progress(one.nbytes, total)
+        return result
+
+    def _closed_gate(self, dtype) -> dict[str, checkpoint.Lazy]:
+        """A fresh gate, as a new model has it: zeros, so that both passes count alike at first."""
+        kind = dtype or next(iter(self.stored.values())).dtype
+        shapes = {"decoder/gate_kernel": (self.config.decoder.width,), "decoder/gate_bias": ()}
+        return {
+            path: checkpoint.Lazy(shape, kind, lambda shape=shape: np.zeros(shape, kind))
+            for path, shape in shapes.items()
+        }
+
+
+_GATE = tuple(path for rule in gate.RULES for path in rule.ours)
+
+
+def _gates(folder: Path) -> dict[str, files.Stored]:
+    path = folder / gate.FILE
+    if not path.exists():
+        raise UserError(f"{path} is missing; download the whole repository")
+    return {name: files.Stored(a.shape, a.dtype, path, -1, a) for name, a in torch_files.read(path).items()}
+
+
+def _shared(plan: list[Move], stored: Mapping[str, files.Stored]) -> bool:
+    rules = [move for move in plan if move.rule.ours[0] in _GATE]
+    values = [[stored[name].load() for (name,) in move.names] for move in rules]
+    return all(one.tobytes() == layers[0].tobytes() for layers in values for one in layers)
+
+
+def _require_row_numbers(stored: files.Stored) -> None:
+    numbers = stored.load().ravel()
+    if not np.array_equal(numbers, np.arange(len(numbers))):
+        raise UserError(f"{clip.ROW_NUMBERS} in {stored.file} should count 0, 1, 2, ...; download it again")
+
+
+Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all
+
+
+def to_jax(
+    folder: Path, directory: Path, dtype: np.dtype | None = None, progress: Progress = lambda done, total: None
+) -> ModelConfig:
+    """Released folder -> checkpoint of step 0 under `directory`. Returns the model's sizes.
+
+    dtype: what to cast to; None = every tensor keeps its own.
+    """
+    source = Source.open(folder)
+    if checkpoint.steps_in(directory / checkpoint.CHECKPOINTS):
+        raise UserError(f"{directory} holds checkpoints already; name another --dst, or remove it")
+    kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).exists()}
+    if source.row_numbers:
+        kept[_ROWS] = b""
+    words = tokenizer.read_tokenizer(folder) if any("tokenizer" in name for name in kept) else None
+    if words is None:
+        logging.warning("%s has no tokeniser: its weights are converted, and can answer nothing", folder)
+    here = saved.Saved(source.config, words, None, kept)
+    tree = {"params": unflatten_dict(source.arrays(dtype, progress), sep="/")}
+    with checkpoint.Checkpoints(directory / checkpoint.CHECKPOINTS) as checkpoints:
+        checkpoints.save(0, tree, data_state=None, config=None, files=here.files())
+    return source.config
+
+
+_ROWS = "has_row_numbers"  # a mark among the kept files
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A checkpoint of ours, and the released tensors that it makes."""
+
+    step_dir: Path
+    here: saved.Saved
+    plan: list[Move]
+    dtypes: Mapping[str, np.dtype]  # by path of ours
+
+    @classmethod
+    def open(cls, path: Path, dtype: np.dtype | None = None) -> "Export":
+        step_dir = checkpoint.resolve(path)
+        here = saved.read(step_dir)
+        layout = next(layout for layout in LAYOUTS if layout.family == here.model.family and layout.has_gate)
+        stored = checkpoint.arrays_in(step_dir, "params/")
+        dtypes = {path: dtype or np.dtype(leaf.dtype) for path, leaf in stored.items()}
+        return cls(step_dir, here, moves(layout.rules + gate.RULES, shapes_of(here.model)), dtypes)
+
+    def tensors(self, gates: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of the released tensors by name, of the gate's file or of the other."""
+        return {
+            name: (shape, self.dtypes[move.rule.ours[0]])
+            for move in self.plan
+            if (move.rule.ours[0] in _GATE) == gates
+            for names in move.names
+            for name, shape in zip(names, move.released, strict=True)
+        }
+
+    def fill(self, weights: Mapping[str, np.ndarray], gates: dict[str, np.ndarray], progress) -> None:
+        total = sum(math.prod(s) * t.itemsize for g in (True, False) for s, t in self.tensors(g).values())
+        for move in self.plan:
+            is_gate = move.rule.ours[0] in _GATE
+            whole = [checkpoint.read_array(self.step_dir, f"params/{path}") for path in move.rule.ours]
+            if is_gate and self.here.model.shared_gate:
+                whole = [np.broadcast_to(array, (len(move.names), *array.shape)) for array in whole]
+            for layer, names in enumerate(move.names):
+                mine = [array[layer] for array in whole] if move.rule.by_layer else whole
+                for name, array in zip(names, move.rule.transform.to_torch(mine), strict=True):
+                    if is_gate:
+                        gates[name] = array.astype(self.dtypes[move.rule.ours[0]])
+                    else:
+                        assign(weights[name], array)
+                    progress(array.nbytes, total)
+
+
+def to_hf(
+    path: Path, folder: Path, dtype: np.dtype | None = None, progress: Progress = lambda done, total: None
+) -> ModelConfig:
+    """Checkpoint -> folder in the released layout, which appears when it is whole."""
+    export = Export.open(path, dtype)
+    model = export.here.model
+    if not model.shared_gate:
+        logging.warning("the gate differs by layer: the original PyTorch code loads only the last layer's")
+    with files.new_folder(folder) as temporary:
+        tensors = export.tensors(gates=False)
+        released = dict(export.here.released)
+        if released.pop(_ROWS, None) is not None:
+            tensors[clip.ROW_NUMBERS] = ((1, model.vision.patches + 1), np.dtype(np.int64))
+        weights, gates = files.Writer(temporary / files.WEIGHTS[0], tensors), {}
+        if clip.ROW_NUMBERS in weights:
+            weights[clip.ROW_NUMBERS][...] = np.arange(model.vision.patches + 1)
+        export.fill(weights, gates, progress)
+        weights.flush()
+        torch_files.write(temporary / gate.FILE, dict(sorted(gates.items(), key=_by_layer)))
+        released.setdefault(CONFIG, hf_config.write(model))
+        if export.here.tokenizer is not None and not any("tokenizer" in name for name in released):
+            released[saved.TOKENIZER] = export.here.tokenizer.dump()
+        for name, content in released.items():
+            (temporary / name).write_bytes(content)
+    return model
+
+
+def _by_layer(item) -> tuple[int, bool]:
+    layer, kind = item[0].split(".")
+    return int(layer), kind == "bias"
+
+
+def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
+    """What `to_jax` or `to_hf` would do, a line a released tensor: name, ours, shape, dtypes, bytes, transform."""
+    arrow = "->" if to == "jax" else "<-"
+    plan, kind = _plan_of(to, src, dtype)
+    lines, total = [], 0
+    for move in plan:
+        for layer, names in enumerate(move.names):
+            ours = ", ".join(path + (f"[{layer}]" if move.rule.by_layer else "") for path in move.rule.ours)
+            for name, shape in zip(names, move.released, strict=True):
+                here, there = kind(move, name)
+                size = math.prod(shape) * there.itemsize
+                total += size
+                cast = "" if here == there else f" cast to {there}"
+                lines.append(
+                    f"{name} {arrow} {ours}  {here}{list(shape)}{cast}  {size:,} bytes  {move.rule.transform.name}"
+                )
+    return "\n".join([*lines, f"{len(lines):,} tensors, {total:,} bytes; nothing was written"])
+
+
+def _plan_of(to: str, src: Path, dtype: np.dtype | None):
+    if to == "jax":
+        source = Source.open(src)
+        return source.plan, lambda move, name: (source.stored[name].dtype, dtype or source.stored[name].dtype)
+    export = Export.open(src, dtype)
+    stored = checkpoint.arrays_in(export.step_dir, "params/")
+    return export.plan, lambda move, name: (np.dtype(stored[p := move.rule.ours[0]].dtype), export.dtypes[p])

@@ -1,0 +1,178 @@
+"""Tensors of a released folder: model.safetensors, its shards with an index, or pytorch_model.bin, one at a time.
+
+Nothing is loaded before it is asked for, no file outside the folder is opened, and nothing in a file is executed.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from convert import torch_files
+from trol_jax.errors import UserError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"
+DTYPES = {  # safetensors -> NumPy
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+}  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """A tensor on disk."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path
+    offset: int  # bytes from the start of the file; -1: `array` has it
+    array: np.ndarray | None = None  # of a torch file, memory-mapped
+
+    def load(self) -> np.ndarray:
+        """A read-only view of the file."""
+        if self.array is not None:
+            return self.array
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape or (1,)).reshape(self.shape)
+
+
+def read_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder by its released name. UserError for a missing, damaged or untrusted file."""
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return _read(folder / name)
+        if (folder / (name + INDEX)).exists():
+            return _read_shards(folder, folder / (name + INDEX))
+    looked = ", ".join([*WEIGHTS, *(name + INDEX for name in WEIGHTS)])
+    raise UserError(f"{folder} has no weights: looked for {looked}; download the whole repository")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; download the whole repository") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}; download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; download it again")
+    return value
+
+
+def _read(path: Path) -> dict[str, Stored]:
+    if path.suffix == ".bin":
+        return {name: Stored(a.shape, a.dtype, path, -1, a) for name, a in torch_files.read(path).items()}
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # the library checks the header: sizes, holes, overlaps, names that occur twice
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a sound safetensors file: {error}; download it again") from error
+    header.pop("__metadata__", None)
+    if unknown := sorted({entry["dtype"] for entry in header.values()} - set(DTYPES)):
+        raise UserError(f"{path} holds tensors of type {', '.join(unknown)}; known are {', '.join(DTYPES)}")
+    return {
+        name: Stored(tuple(entry["shape"]), DTYPES[entry["dtype"]], path, 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map; download it again")
+    shards = {}
+    for name in sorted({str(file) for file in weight_map.values()}):
+        if Path(name).name != name or name in ("", ".", "..") or not name.endswith((".safetensors", ".bin")):
+            raise UserError(f"{index} names {name!r}, which is no weight file of its own folder: refused")
+        if (folder / name).resolve().parent not in (folder.resolve(), *_blobs(folder)):
+            raise UserError(f"{folder / name} is a link out of its folder: refused")
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name} is missing, {index.name} names it; download it again")
+        shards[name] = _read(folder / name)
+    stored = [(name, file) for file, tensors in shards.items() for name in tensors]
+    listed = list(weight_map.items())
+    if wrong := sorted(set(stored) ^ set(listed)):
+        raise UserError(
+            f"{index} and its files disagree about {some(f'{n} in {f}' for n, f in wrong)}; download them again"
+        )
+    return {name: shards[file][name] for name, file in listed}
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where a cache of the Hugging Face hub keeps the files that `snapshots/<revision>/` links to."""
+    return [folder.resolve().parents[1] / "blobs"] if folder.resolve().parent.name == "snapshots" else []
+
+
+def some(names, shown: int = 10) -> str:
+    names = list(names)
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+class Writer(Mapping[str, np.ndarray]):
+    """A safetensors file under construction: each tensor is a memory-mapped array to be filled."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]):
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        for name, (shape, dtype) in tensors.items():
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + offset) if hasattr(os, "posix_fallocate") else (
+                file.truncate(8 + len(text) + offset)
+            )
+        self._bytes = np.memmap(path, np.uint8, "r+")
+        self._start = 8 + len(text)
+        self._header = {name: header[name] for name in tensors}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._header[name]
+        first, last = (self._start + offset for offset in entry["data_offsets"])
+        return self._bytes[first:last].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def flush(self) -> None:
+        self._bytes.flush()
+
+
+@contextmanager
+def new_folder(path: Path):
+    """A folder that gets its name when everything in it is written; nothing is left of one that fails."""
+    import shutil
+
+    path = path.absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty; name another, or remove it")
+    for old in path.parent.glob(f"{path.name}.tmp-????????") if path.parent.is_dir() else ():
+        shutil.rmtree(old)
+    temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or name another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,461 @@
+"""Conversion: exact both ways, everything accounted for, nothing half-written, from every layout."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+import fixtures
+import golden
+from convert import engine, files, hf_config, internlm2, phi3, torch_files
+from convert.transforms import assign
+from trol_jax import checkpoint, saved
+from trol_jax.errors import UserError
+from trol_jax.models import variants
+
+ROOT = pathlib.Path(__file__).parents[1]
+LAYER = {"internlm2": "model.layers.1.attention.wo.ffn.weight",
+         "phi3": "language_model.model.layers.1.self_attn.qkv_proj.weight"}  # fmt: skip
+
+
+@pytest.fixture(params=golden.FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def released(family, tmp_path):
+    """A folder as released: weights, gate, config and tokeniser."""
+    folder = tmp_path / "released"
+    folder.mkdir()
+    for source in (golden.ROOT / family, golden.ROOT / "tokenizer" / family):
+        for path in source.iterdir():
+            if path.name != "golden.npz":
+                shutil.copy(path, folder)
+    return folder
+
+
+def rewrite(folder, change, name="model.safetensors"):
+    """The weights as `change`, a function of the dict of tensors, leaves them."""
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
+
+
+def rewrite_config(folder, change):
+    raw = json.loads((folder / "config.json").read_text())
+    change(raw)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def tensors_of(folder):
+    return load_file(folder / "model.safetensors") | torch_files.read(folder / "trol_gating.pt")
+
+
+def same_tensors(one, other):
+    assert list(one) == list(other) or one.keys() == other.keys()
+    for name, array in one.items():
+        assert (array.dtype, array.shape) == (other[name].dtype, other[name].shape), name
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+def refused(folder, *messages):
+    with pytest.raises(UserError) as caught:
+        engine.Source.open(folder)
+    for message in messages:
+        assert message in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------- there and back
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_there_and_back_every_file_is_the_same(released, tmp_path, dtype):
+    rewrite(released, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()}))
+    engine.to_jax(released, tmp_path / "ours")
+    engine.to_hf(tmp_path / "ours", tmp_path / "back")
+    same_tensors(tensors_of(released), tensors_of(tmp_path / "back"))
+    gates = (torch_files.read(folder / "trol_gating.pt") for folder in (released, tmp_path / "back"))
+    assert len({tuple(gate) for gate in gates}) == 1  # in the same order
+    assert {path.name for path in released.iterdir()} == {path.name for path in (tmp_path / "back").iterdir()}
+    for path in released.iterdir():
+        if path.suffix in (".json", ".model"):
+            assert path.read_bytes() == (tmp_path / "back" / path.name).read_bytes(), path.name
+
+
+def test_back_and_there_every_array_is_the_same(family, tmp_path):
+    """From a run trained here, whose sizes, gates and tokeniser no release has."""
+    with fixtures.nano_variants():
+        run = fixtures.save_run(tmp_path / "run", family)
+        engine.to_hf(run, tmp_path / "hf")
+        engine.to_jax(tmp_path / "hf", tmp_path / "again")
+        one, other = (checkpoint.resolve(path) for path in (run, tmp_path / "again"))
+        stored = checkpoint.arrays_in(one)
+        assert stored == checkpoint.arrays_in(other)
+        for name in stored:
+            mine, theirs = checkpoint.read_array(one, name), checkpoint.read_array(other, name)
+            assert mine.tobytes() == theirs.tobytes(), name
+        here, there = saved.read(one), saved.read(other)
+    assert here.model == there.model
+    assert here.tokenizer.encode("a red circle <image>") == there.tokenizer.encode("a red circle <image>")
+
+
+def test_weights_are_cast_on_request(released, tmp_path):
+    engine.to_jax(released, tmp_path / "ours", np.dtype(ml_dtypes.bfloat16))
+    step = checkpoint.resolve(tmp_path / "ours")
+    assert {array.dtype for array in checkpoint.arrays_in(step).values()} == {jnp.dtype(jnp.bfloat16)}
+    engine.to_hf(tmp_path / "ours", tmp_path / "back", np.dtype(np.float16))
+    wanted = {k: v.astype(ml_dtypes.bfloat16).astype(np.float16) for k, v in tensors_of(released).items()}
+    same_tensors(wanted, tensors_of(tmp_path / "back"))
+
+
+def test_shards_and_torch_files_convert_alike(released, tmp_path):
+    tensors = load_file(released / "model.safetensors")
+    names = sorted(tensors)
+    (released / "model.safetensors").unlink()
+    wanted = arrays_of_torch_file(released, tensors)
+    half = len(names) // 2
+    shards = {"model-00001-of-00002.safetensors": names[:half], "model-00002-of-00002.safetensors": names[half:]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, released / file)
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    (released / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    found = flatten(engine.Source.open(released).arrays(None, lambda done, total: None))
+    assert found.keys() == wanted.keys()
+    assert all(found[path].tobytes() == wanted[path].tobytes() for path in wanted)
+
+
+def arrays_of_torch_file(folder, tensors):
+    file = "pytorch_model.bin"
+    torch_files.write(folder / file, tensors)
+    arrays = engine.Source.open(folder).arrays(None, lambda done, total: None)
+    made = flatten(arrays)
+    (folder / file).unlink()
+    return made
+
+
+def flatten(arrays):
+    return {path: lazy.make() for path, lazy in arrays.items()}
+
+
+def test_row_numbers_of_old_files_come_back(released, family, tmp_path):
+    if family == "phi3":
+        pytest.skip("InternViT never stored them")
+    numbers = np.arange(37)[None]
+    rewrite(released, lambda tensors: tensors.update({engine.clip.ROW_NUMBERS: numbers}))
+    engine.to_jax(released, tmp_path / "ours")
+    engine.to_hf(tmp_path / "ours", tmp_path / "back")
+    same_tensors(tensors_of(released), tensors_of(tmp_path / "back"))
+    rewrite(released, lambda tensors: tensors.update({engine.clip.ROW_NUMBERS: numbers + 1}))
+    refused(released, "position_ids", "should count 0, 1, 2")
+
+
+# ---------------------------------------------------------------------- the gate
+def test_gates_that_differ_are_kept_and_the_loss_is_told(released, tmp_path, caplog):
+    gates = {name: array.copy() for name, array in torch_files.read(released / "trol_gating.pt").items()}
+    gates["1.bias"] += 1
+    torch_files.write(released / "trol_gating.pt", gates)
+    assert not engine.to_jax(released, tmp_path / "ours").shared_gate
+    stored = checkpoint.arrays_in(checkpoint.resolve(tmp_path / "ours"), "params/decoder/")
+    assert stored["gate_bias"].shape == (3,)
+    assert not caplog.records
+    engine.to_hf(tmp_path / "ours", tmp_path / "back")
+    same_tensors(tensors_of(released), tensors_of(tmp_path / "back"))
+    assert "the original PyTorch code loads only the last layer's" in caplog.text
+
+
+# ---------------------------------------------------------------------- the audit
+def test_everything_that_does_not_fit_is_told_at_once(released, family):
+    def spoil(tensors):
+        name = LAYER[family]
+        tensors["model.extra"] = tensors.pop(name)
+        norm = name.replace("1.self_attn.qkv_proj", "0.input_layernorm").replace("1.attention.wo.ffn", "0.ffn_norm")
+        tensors[norm] = tensors[norm][:-1]
+        other = name.replace(".1.", ".2.")
+        tensors[other] = tensors[other].astype(np.float16)
+
+    rewrite(released, spoil)
+    refused(
+        released, f"missing: {LAYER[family]}", "not known: model.extra", "has shape [31], config.json asks for [32]",
+        "has a different dtype in different layers: float16, float32",
+    )  # fmt: skip
+
+
+def test_quantised_weights_are_refused(released, family):
+    kinds = {LAYER[family].replace(".1.", f".{i}."): np.int8 for i in range(3)}
+    rewrite(released, lambda t: t.update({name: t[name].astype(kind) for name, kind in kinds.items()}))
+    refused(released, "int8, not a floating-point type")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "trol_gating.pt"])
+def test_a_missing_file_is_named(released, name):
+    (released / name).unlink()
+    assert name in refused(released, str(released))
+
+
+def test_weights_of_an_unknown_model_are_refused(released):
+    rewrite(released, lambda tensors: [tensors.pop(name) for name in list(tensors)[1:]])
+    refused(released, "has the tensors of no known model; looked for TroL, InternLM2")
+
+
+def test_a_truncated_file_is_refused(released):
+    path = released / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+    refused(released, str(path), "is not a sound safetensors file")
+
+
+@pytest.mark.parametrize(
+    "place", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "", "..", "config.json"]
+)
+def test_an_index_that_points_elsewhere_is_refused(released, place):
+    (released / "model.safetensors").rename(released.parent / "model.safetensors")
+    (released / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
+    refused(released, f"names {place!r}, which is no weight file of its own folder: refused")
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_of_the_hubs_cache_is_not(released, tmp_path):
+    shard = "model-1.safetensors"
+    names = list(load_file(released / "model.safetensors"))
+    index = json.dumps({"weight_map": dict.fromkeys(names, shard)})
+    (released / "model.safetensors.index.json").write_text(index)
+    (tmp_path / "blobs").mkdir()
+    (released / "model.safetensors").rename(tmp_path / "blobs" / "abc")
+    (released / shard).symlink_to(tmp_path / "blobs" / "abc")
+    refused(released, "is a link out of its folder: refused")
+    snapshot = tmp_path / "snapshots" / "1"
+    snapshot.parent.mkdir()
+    released.rename(snapshot)
+    assert engine.Source.open(snapshot).config.name == "custom"
+
+
+# ---------------------------------------------------------------------- config.json
+def test_released_configs_are_those_of_the_variants():
+    """The fields of the released config.json of TroL-7B, as published."""
+    raw = {
+        "bias": False, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "img_size": 490,
+        "initializer_range": 0.02, "intermediate_size": 14336, "max_length": 4096, "max_position_embeddings": 32768,
+        "model_type": "internlm", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "pad_token_id": 2, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 1.0, "type": "dynamic"},
+        "rope_theta": 1000000, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "transformers_version": "4.40.2", "use_cache": False, "vocab_size": 92544,
+    }  # fmt: skip
+    assert hf_config.read(raw, "internlm2", "config.json") == variants.VARIANTS["trol_7b"]
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_a_written_config_reads_back(name):
+    config = variants.VARIANTS[name]
+    assert hf_config.read(json.loads(hf_config.write(config)), config.family, "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("internlm2", {"sliding": 3}, "config.json.sliding is not known (it is 3); known to be without effect: "),
+        ("internlm2", {"hidden_act": "gelu"}, "config.json.hidden_act is 'gelu', only 'silu' is supported"),
+        ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type is 'linear'"),
+        ("internlm2", {"num_hidden_layers": "3"}, "config.json.num_hidden_layers is '3'"),
+        ("internlm2", {"vision_config": {"depth": 3}}, "config.json.vision_config.depth is not known"),
+        ("phi3", {"ps_version": "v1"}, "config.json.ps_version is 'v1', only 'v2' is supported"),
+        ("phi3", {"llm_config": {"sliding_window": 9}}, "llm_config.sliding_window is 9"),
+        ("phi3", {"llm_config": {"rope_scaling": {"type": "su", "beta": 1}}}, "rope_scaling.beta is not known"),
+        ("phi3", {"vision_config": {"qk_normalization": True}}, "qk_normalization is True, only False is supported"),
+    ],
+)
+def test_a_field_that_is_not_understood_is_named(family, change, message):
+    raw = json.loads((golden.ROOT / family / "config.json").read_text())
+    with pytest.raises(UserError) as caught:
+        hf_config.read(raw | change, family, "config.json")
+    assert message in str(caught.value)
+
+
+# ---------------------------------------------------------------------- starting points for training
+def to_base(family, tensors):
+    """The tensors under the names of the public bases, which have no gate and no row for the image token."""
+    if family == "phi3":
+        return {name.replace("vision_proj.", "mlp1."): array for name, array in tensors.items()}
+    swap = {".ffn.weight": ".weight", ".lora_A.": ".Plora_A.", ".lora_B.": ".Plora_B."}
+    made = {}
+    for name, array in tensors.items():
+        for theirs, ours in swap.items():
+            name = name.replace(theirs, ours)
+        made[name] = array[:-1] if name == "model.tok_embeddings.weight" else array
+    return made
+
+
+def test_a_public_base_becomes_a_starting_point_with_a_fresh_gate(released, family, tmp_path):
+    whole = flatten(engine.Source.open(released).arrays(None, lambda done, total: None))
+    tensors = to_base(family, load_file(released / "model.safetensors"))
+    save_file(tensors, released / "model.safetensors")
+    (released / "trol_gating.pt").unlink()
+    if family == "internlm2":
+        rewrite_config(released, lambda raw: raw.update(model_type="internlmxcomposer2"))
+    config = engine.to_jax(released, tmp_path / "ours")
+    assert config.shared_gate
+    step = checkpoint.resolve(tmp_path / "ours")
+    for path, expected in whole.items():
+        array = checkpoint.read_array(step, f"params/{path}")
+        if "gate_" in path:
+            assert not array.any() and array.shape == expected.shape
+        elif path == "decoder/embedding" and family == "internlm2":
+            np.testing.assert_array_equal(array[:-1], expected[:-1])
+            assert not array[-1].any()
+        else:
+            np.testing.assert_array_equal(array, expected, err_msg=path)
+
+
+@pytest.mark.parametrize(("one", "other"), [(internlm2.RULES, internlm2.BASE_RULES), (phi3.RULES, phi3.BASE_RULES)])
+def test_bases_and_releases_fill_the_same_parameters(one, other):
+    assert sorted(path for rule in one for path in rule.ours) == sorted(path for rule in other for path in rule.ours)
+
+
+# ---------------------------------------------------------------------- full sizes
+@pytest.mark.parametrize("name", ["trol_1_8b", "trol_3_8b", "trol_7b"])
+def test_every_parameter_of_the_full_sizes_has_its_tensors(name):
+    """Shapes only: the released file has as many numbers as the model has parameters."""
+    config = variants.VARIANTS[name]
+    layout = next(layout for layout in engine.LAYOUTS if layout.family == config.family and layout.has_gate)
+    ours = engine.shapes_of(config)
+    plan = engine.moves(layout.rules + engine.gate.RULES, ours)
+    assert sorted(path for move in plan for path in move.rule.ours) == sorted(ours)
+    count = lambda shapes: sum(int(np.prod(shape)) for shape in shapes)  # noqa: E731
+    assert count(shape for move in plan for _ in move.names for shape in move.released) == count(ours.values())
+
+
+# ---------------------------------------------------------------------- what is written
+def test_a_converted_checkpoint_goes_straight_into_a_sharding(released, tmp_path):
+    engine.to_jax(released, tmp_path / "ours")
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    stored = checkpoint.arrays_in(checkpoint.resolve(tmp_path / "ours"), "params/")
+
+    def spread(array):
+        axis = next((i for i, size in enumerate(array.shape) if size % 8 == 0), None)
+        spec = jax.sharding.PartitionSpec(*(None,) * (axis or 0), *(["x"] if axis is not None else []))
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    wanted = {path: spread(array) for path, array in stored.items()}
+    nested = engine.unflatten_dict(wanted, sep="/")
+    params = flatten_dict(checkpoint.restore_params(tmp_path / "ours", nested), sep="/")
+    whole = flatten(engine.Source.open(released).arrays(None, lambda done, total: None))
+    for path, array in params.items():
+        assert array.sharding == wanted[path].sharding
+        np.testing.assert_array_equal(array, whole[path])
+    kernel = params["decoder/layers/block/gate/kernel"]
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 8}
+
+
+def test_a_full_folder_is_not_overwritten(released, tmp_path):
+    engine.to_jax(released, tmp_path / "ours")
+    with pytest.raises(UserError, match="holds checkpoints already"):
+        engine.to_jax(released, tmp_path / "ours")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        engine.to_hf(tmp_path / "ours", released)
+
+
+@pytest.mark.parametrize("to", ["jax", "hf"])
+def test_a_killed_conversion_leaves_nothing_that_looks_whole(family, released, tmp_path, to):
+    engine.to_jax(released, tmp_path / "ours")
+    source, target = (released, tmp_path / "new") if to == "jax" else (tmp_path / "ours", tmp_path / "new")
+    slow = (
+        "import sys, time; from pathlib import Path; from convert import engine\n"
+        f"engine.to_{to}(Path({str(source)!r}), Path({str(target)!r}), None,"
+        " lambda done, total: (print('.', flush=True), time.sleep(0.05)))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.read(40)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    if to == "jax":
+        assert not checkpoint.steps_in(target / "checkpoints")
+        engine.to_jax(source, target)
+        assert len(list((target / "checkpoints").iterdir())) == 1
+    else:
+        assert not target.exists()
+        engine.to_hf(source, target)
+        same_tensors(tensors_of(released), tensors_of(target))
+    assert not list(tmp_path.glob("new.tmp-*"))
+
+
+def test_a_full_disk_is_told_before_anything_is_written(released, tmp_path, monkeypatch):
+    engine.to_jax(released, tmp_path / "ours")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot write .*new: No space left on device"):
+        engine.to_hf(tmp_path / "ours", tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"released", "ours"}
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (3, 5, 7), (4,), ()])
+def test_assign_equals_assignment(shape):
+    source = np.random.default_rng(0).normal(size=shape[::-1]).T
+    target = np.empty(shape, np.float32)
+    assign(target, source)
+    np.testing.assert_array_equal(target, source.astype(np.float32))
+
+
+# ---------------------------------------------------------------------- the program
+def convert(*flags):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.convert", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_program_converts_and_prints_its_plan(tmp_path):
+    source = golden.ROOT / "phi3"
+    status, out, err = convert("--to=jax", f"--src={source}", "--dry_run")
+    count = len(tensors_of(source))
+    assert status == 0 and len(out.splitlines()) == count + 1, err
+    assert f"{count} tensors, " in out and "nothing was written" in out
+    line = "language_model.model.layers.2.mlp.gate_up_proj.weight -> decoder/layers/block/gate/kernel[2], "
+    assert line + "decoder/layers/block/up/kernel[2]  float32[144, 32]  18,432 bytes  split in two, transpose" in out
+    status, out, err = convert("--to=jax", f"--src={source}", f"--dst={tmp_path / 'ours'}")
+    assert status == 0 and "100%" in err and "has no tokeniser" in err
+    status, out, err = convert("--to=hf", f"--src={tmp_path / 'ours'}", f"--dst={tmp_path / 'hf'}")
+    assert status == 0, err
+    same_tensors(tensors_of(source), tensors_of(tmp_path / "hf"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--src=/nowhere"], "--to is missing"),
+        (["--src=/nowhere", "--to=jax"], "--dst is missing"),
+        (["--src=/nowhere", "--to=jax", "--dst=x"], "/nowhere is not a folder"),
+        (["--src=/nowhere", "--to=hf", "--dst=x"], "no checkpoint at /nowhere"),
+    ],
+)
+def test_the_program_names_what_is_wrong(flags, message):
+    status, _, err = convert(*flags)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(lines) == 1 and message in lines[0], err
+
+
+def test_the_program_checks_and_fails_where_something_differs(tmp_path):
+    recorded = golden.outputs("internlm2")
+    some = {name: array for name, array in recorded.items() if name in ("images_uint8", "pixel_values")}
+    np.savez(tmp_path / "good.npz", **some)
+    np.savez(tmp_path / "bad.npz", **some | {"pixel_values": some["pixel_values"] + 0.1}, vision_features=0)
+    source = f"--src={golden.ROOT / 'internlm2'}"
+    features = recorded["vision_features"]
+    np.savez(tmp_path / "good.npz", **some, vision_features=features)
+    np.savez(tmp_path / "bad.npz", **some, vision_features=features * 1.001)
+    assert convert(source, f"--check={tmp_path / 'good.npz'}")[0] == 0
+    status, out, _ = convert(source, f"--check={tmp_path / 'bad.npz'}")
+    assert status == 1 and "DIFFERS: vision_features" in out and "1 of 2 arrays agree" in out
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    assert convert(source, f"--check={tmp_path / 'torn.npz'}")[0] == 2
