@@ -144,6 +144,16 @@ def test_squeezing_equals_the_original(number):
     np.testing.assert_array_equal(squeeze(recorded(f"clip_{number}_in"), 490), recorded(f"clip_{number}_resized490"))
 
 
+# Checksums of what torch.nn.functional.interpolate (2.13, bicubic, to 490 x 490) makes of `pattern`.
+@pytest.mark.parametrize(
+    ("height", "width", "checksum"), [(489, 491, 1765198510), (3, 900, 3480286082), (1, 1, 2569116353)]
+)
+def test_squeezing_equals_torch_at_odd_sizes(height, width, checksum):
+    y, x, c = np.ogrid[:height, :width, :3]
+    pattern = ((7 * y * y + 13 * x * x + 91 * c) % 256).astype(np.uint8)
+    assert zlib.crc32(np.ascontiguousarray(squeeze(pattern, 490))) == checksum
+
+
 def test_tiles_equal_the_original():
     tiles = prepare(recorded("tiles_1_in"), "phi3", 448, 6)
     np.testing.assert_array_equal(np.concatenate(list(tiles), axis=1), recorded("tiles_1_mosaic"))

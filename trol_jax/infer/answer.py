@@ -85,10 +85,10 @@ class Answerer:
 
     def _batch(self, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
         count = len(questions)
-        # Copies of the first question fill the batch: they stop when it does, and so never keep the others waiting.
-        questions = [*questions, *[questions[0]] * (self.batch_size - count)]
         tiles = [self._tiles(image) for image, _ in questions]
         prompts = [self.prompt(text, len(mine)) for mine, (_, text) in zip(tiles, questions, strict=True)]
+        # Copies of the first question fill the batch: they stop when it does, and so never keep the others waiting.
+        tiles, prompts = (rows + rows[:1] * (self.batch_size - count) for rows in (tiles, prompts))
         (tokens, valid), images = self._pad_left(prompts), self._stack(tiles)
         stop = (self.tokenizer.end_id, self.tokenizer.eos_id)
         out = run(self.model, self.params, tokens, valid, images, max_new_tokens=max_new_tokens, stop=stop)
