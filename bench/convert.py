@@ -46,9 +46,10 @@ def measured(job, *arguments) -> tuple[float, int]:
     queue = context.Queue()
     process = context.Process(target=watched, args=(queue, job, arguments))
     process.start()
-    result = queue.get()
     process.join()
-    return result
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+    return queue.get()
 
 
 def watched(queue, job, arguments) -> None:
@@ -117,7 +118,7 @@ def write_released(folder: pathlib.Path, variant: str) -> None:
     (folder / engine.CONFIG).write_bytes(hf_config.write(config))
     tokenizer = train_tokenizer(["a"], FORMATS[config.family])
     (folder / "tokenizer.json").write_bytes(tokenizer.dump())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast"}))
 
 
 if __name__ == "__main__":

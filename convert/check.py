@@ -10,6 +10,7 @@ given out to the rows in order by their image tokens.
 
 import functools
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from trol_jax.models.trol import TroL
 from trol_jax.ops.image import grow_position_table, normalize, pixel_shuffle
 from trol_jax.ops.losses import next_token_loss
 
+_OUTPUT = re.compile(r"^train\.grad\.|\.(hidden|k|v)\.\d+$|\.logits$|\.beams1\.tokens$")
 SIMPLE, COMPOSITE = 1e-5, 1e-4  # of the largest recorded value: one function, or a chain of layers
 
 
@@ -43,12 +45,19 @@ class Row(NamedTuple):
 def check(folder: Path, recording: Path) -> list[Row]:
     """A row for each recorded array. UserError for a folder or recording that cannot be read."""
     source = engine.Source.open(folder)
+    if not recording.is_file():
+        raise UserError(f"--check: {recording} does not exist")
     try:
-        recorded = np.load(recording)
-        names = set(recorded.files)
-    except (OSError, ValueError, AttributeError) as error:
+        with np.load(recording) as file:
+            recorded = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{recording} is not a readable .npz: {error}; record it again") from error
-    rows = list(_Check(source, recorded, names).rows())
+    try:
+        rows = list(_Check(source, recorded).rows())
+    except KeyError as error:
+        raise UserError(f"{recording} lacks {error.args[0]}, which belongs to other keys that it has") from error
+    except (ValueError, IndexError, TypeError) as error:
+        raise UserError(f"{recording} does not hold arrays as described in convert/check.py: {error}") from error
     if not rows:
         raise UserError(f"{recording} holds none of the keys that are compared; see the top of convert/check.py")
     return rows
@@ -80,8 +89,9 @@ def _first(rows: list[Row]) -> Row:
 
 
 class _Check:
-    def __init__(self, source: engine.Source, recorded: Mapping[str, np.ndarray], names: set[str]):
-        self.source, self.config, self.recorded, self.names = source, source.config, recorded, names
+    def __init__(self, source: engine.Source, recorded: Mapping[str, np.ndarray]):
+        self.source, self.config, self.recorded, self.names = source, source.config, recorded, set(recorded)
+        self.left = {name for name in self.names if _OUTPUT.search(name)}
         self.model = TroL(source.config)
         arrays = source.arrays(np.dtype(np.float32), lambda done, total: None)
         params = unflatten_dict({path: jnp.asarray(lazy.make()) for path, lazy in arrays.items()}, sep="/")
@@ -96,12 +106,16 @@ class _Check:
             yield from self.generation(greedy)
         if "train.labels" in self.names:
             yield from self.training()
+        for name in sorted(self.left):  # a gradient or a layer that this model does not have
+            yield Row(f"{name} (not of this model)", np.inf, COMPOSITE)
 
     def compare(self, name: str, mine, tolerance: float, where=..., layer: int | None = None) -> Iterator[Row]:
         if name in self.names:
-            expected, mine = self.recorded[name][where], np.asarray(mine)[where]
+            self.left.discard(name)
+            expected, mine = self.recorded[name], np.asarray(mine)
             if expected.shape != mine.shape:
                 raise UserError(f"{name} is {expected.shape} in the recording, and {mine.shape} of this model")
+            expected, mine = expected[where], mine[where]
             largest = np.abs(expected).max()
             yield Row(name, float(np.abs(mine - expected).max() / (largest or 1)), tolerance, layer)
 
@@ -137,6 +151,8 @@ class _Check:
         if not shape[1]:
             return None
         recorded, start = np.asarray(self.tiles), 0
+        if counts.sum() > len(recorded):
+            raise UserError(f"image tokens ask for {counts.sum()} pictures, pixel_values has {len(recorded)}")
         images = np.zeros((*shape, *recorded.shape[1:]), np.float32)
         for row, count in zip(images, counts, strict=False):
             row[:count] = recorded[start : start + count]
@@ -189,6 +205,7 @@ class _Check:
         images, tokens = self.images(tokens), np.maximum(tokens, 0)
         answers, _ = generate(self.model, self.params["params"], tokens, attended, images, max_new_tokens=new, stop=())
         for case, answer, wanted in zip(cases, np.asarray(answers), expected, strict=True):
+            self.left.discard(f"{case}.tokens")
             yield Row(f"{case}.tokens", float(np.mean(answer[: len(wanted)] != wanted)), 0.0)
 
     # ------------------------------------------------------------------ training

@@ -117,13 +117,16 @@ class Source:
             known = "; ".join(f"{layout.name}: {layout.mark}" for layout in LAYOUTS)
             raise UserError(f"{folder} has the tensors of no known model; looked for {known}")
         config = hf_config.read(files.read_json(folder / CONFIG), layout.family, str(folder / CONFIG))
-        row_numbers = stored.pop(clip.ROW_NUMBERS, None)
+        row_numbers = stored.pop(clip.ROW_NUMBERS, None) if layout.family == "internlm2" else None
         if row_numbers is not None:
-            _require_row_numbers(row_numbers)
+            _require_row_numbers(row_numbers, config.vision.patches + 1)
         ours = shapes_of(config)
         plan = moves(layout.rules + (gate.RULES if layout.has_gate else []), ours)
         if layout.has_gate:
-            stored |= _gates(folder)
+            gates = _gates(folder)
+            if twice := sorted(gates.keys() & stored.keys()):
+                raise UserError(f"{folder}: {files.some(twice)} stand in {gate.FILE} and among the weights too")
+            stored |= gates
         made_here = set() if layout.has_gate else {path for rule in gate.RULES for path in rule.ours}
         audit(plan, stored, set(ours) - made_here, folder)
         config = dataclasses.replace(config, shared_gate=_shared(plan, stored))
@@ -171,7 +174,7 @@ _GATE = tuple(path for rule in gate.RULES for path in rule.ours)
 
 def _gates(folder: Path) -> dict[str, files.Stored]:
     path = folder / gate.FILE
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} is missing; download the whole repository")
     return {name: files.Stored(a.shape, a.dtype, path, -1, a) for name, a in torch_files.read(path).items()}
 
@@ -182,10 +185,9 @@ def _shared(plan: list[Move], stored: Mapping[str, files.Stored]) -> bool:
     return all(one.tobytes() == layers[0].tobytes() for layers in values for one in layers)
 
 
-def _require_row_numbers(stored: files.Stored) -> None:
-    numbers = stored.load().ravel()
-    if not np.array_equal(numbers, np.arange(len(numbers))):
-        raise UserError(f"{clip.ROW_NUMBERS} in {stored.file} should count 0, 1, 2, ...; download it again")
+def _require_row_numbers(stored: files.Stored, rows: int) -> None:
+    if (stored.shape, stored.dtype) != ((1, rows), np.int64) or not np.array_equal(stored.load()[0], np.arange(rows)):
+        raise UserError(f"{clip.ROW_NUMBERS} in {stored.file} should count 0, 1, 2, ..., as int64[1, {rows}]")
 
 
 Progress = Callable[[int, int], None]  # bytes done since the last call, bytes in all
@@ -199,9 +201,14 @@ def to_jax(
     dtype: what to cast to; None = every tensor keeps its own.
     """
     source = Source.open(folder)
+    if directory.resolve() == folder.resolve():
+        raise UserError(f"--src and --dst are both {folder}; name another --dst")
     if checkpoint.steps_in(directory / checkpoint.CHECKPOINTS):
         raise UserError(f"{directory} holds checkpoints already; name another --dst, or remove it")
-    kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).exists()}
+    # The config of a base does not describe what TroL makes of it: one is written on export.
+    kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+    if not source.layout.has_gate:
+        del kept[CONFIG]
     if source.row_numbers:
         kept[_ROWS] = b""
     words = tokenizer.read_tokenizer(folder) if any("tokenizer" in name for name in kept) else None
@@ -282,6 +289,9 @@ def to_hf(
         weights.flush()
         torch_files.write(temporary / gate.FILE, dict(sorted(gates.items(), key=_by_layer)))
         released.setdefault(CONFIG, hf_config.write(model))
+        if model.passes != 2:
+            logging.warning("the model takes %d passes: the original PyTorch code takes two", model.passes)
+            released[CONFIG] = hf_config.with_passes(released[CONFIG], model.passes)
         if export.here.tokenizer is not None and not any("tokenizer" in name for name in released):
             released[saved.TOKENIZER] = export.here.tokenizer.dump()
         for name, content in released.items():

@@ -1,11 +1,13 @@
 """Tensors of a released folder: model.safetensors, its shards with an index, or pytorch_model.bin, one at a time.
 
-Nothing is loaded before it is asked for, no file outside the folder is opened, and nothing in a file is executed.
+Nothing is loaded before it is asked for, an index names files of its own folder only, and no file is executed.
 """
 
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,20 +49,20 @@ class Stored(NamedTuple):
 def read_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the folder by its released name. UserError for a missing, damaged or untrusted file."""
     for name in WEIGHTS:
-        if (folder / name).exists():
+        if (folder / name).is_file():
             return _read(folder / name)
-        if (folder / (name + INDEX)).exists():
+        if (folder / (name + INDEX)).is_file():
             return _read_shards(folder, folder / (name + INDEX))
     looked = ", ".join([*WEIGHTS, *(name + INDEX for name in WEIGHTS)])
     raise UserError(f"{folder} has no weights: looked for {looked}; download the whole repository")
 
 
 def read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; download the whole repository")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; download the whole repository") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; download it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; download it again")
@@ -93,11 +95,11 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
         raise UserError(f"{index} has no weight_map; download it again")
     shards = {}
     for name in sorted({str(file) for file in weight_map.values()}):
-        if Path(name).name != name or name in ("", ".", "..") or not name.endswith((".safetensors", ".bin")):
+        if not re.fullmatch(r"[\w-][\w.-]{0,200}\.(safetensors|bin)", name):
             raise UserError(f"{index} names {name!r}, which is no weight file of its own folder: refused")
-        if (folder / name).resolve().parent not in (folder.resolve(), *_blobs(folder)):
+        if Path(os.path.realpath(folder / name)).parent not in (folder.resolve(), *_blobs(folder)):
             raise UserError(f"{folder / name} is a link out of its folder: refused")
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing, {index.name} names it; download it again")
         shards[name] = _read(folder / name)
     stored = [(name, file) for file, tensors in shards.items() for name in tensors]
@@ -158,14 +160,14 @@ class Writer(Mapping[str, np.ndarray]):
 @contextmanager
 def new_folder(path: Path):
     """A folder that gets its name when everything in it is written; nothing is left of one that fails."""
-    import shutil
-
     path = path.absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty; name another, or remove it")
-    for old in path.parent.glob(f"{path.name}.tmp-????????") if path.parent.is_dir() else ():
-        shutil.rmtree(old)
-    temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+    leftover = re.compile(re.escape(path.name) + r"\.tmp-convert-[0-9a-f]{8}")
+    for old in path.parent.iterdir() if path.parent.is_dir() else ():
+        if leftover.fullmatch(old.name) and old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+    temporary = path.with_name(f"{path.name}.tmp-convert-{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -36,6 +36,7 @@ SIZES = {
 }  # fmt: skip
 LLM = SIZES | {"num_key_value_heads": "kv_heads", "vocab_size": "vocab", "rms_norm_eps": "eps"}
 VISION = SIZES | {"image_size": "image_size", "patch_size": "patch_size", "layer_norm_eps": "eps"}
+PASSES = "num_passes"  # over a prompt; the original always takes two
 PIXELS = {"image_mean": "mean", "image_std": "std"}
 
 # Fields with the only values that the model is built for.
@@ -52,6 +53,13 @@ FIXED_TOP = {
 }  # fmt: skip
 
 
+def _usable(value) -> bool:
+    """Numbers are more than zero and of a size that can be meant; so are those of lists."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(each, int | float) and not isinstance(each, bool) and _usable(each) for each in value)
+    return not isinstance(value, int | float) or 0 < value < 1e9
+
+
 class _Fields:
     """One level of a config.json. What was not taken at the end is unknown."""
 
@@ -60,12 +68,12 @@ class _Fields:
             raise UserError(f"{place} is {raw!r}, must be a JSON object")
         self.raw, self.place, self.taken, self.problems = raw, place, set(), []
 
-    def take(self, name: str, default=None, kind: type | tuple = object):
+    def take(self, name: str, default=None, kind: type | tuple = object, zero: bool = False):
         self.taken.add(name)
         value = self.raw.get(name, default)
         if value is None:
             self.problems.append(f"{self.place}.{name} is missing")
-        elif not isinstance(value, kind) or isinstance(value, bool):
+        elif not isinstance(value, kind) or isinstance(value, bool) or not (_usable(value) or (zero and value == 0)):
             self.problems.append(f"{self.place}.{name} is {value!r}")
         else:
             return value
@@ -96,12 +104,38 @@ def read(raw: Mapping, family: str, place: str) -> ModelConfig:
     """
     base = variants.VARIANTS["trol_1_8b" if family == "internlm2" else "trol_3_8b"]
     config, levels = (_read_internlm2 if family == "internlm2" else _read_phi3)(_Fields(raw, place), base)
-    if problems := [problem for level in levels for problem in level.finish()]:
+    config = dataclasses.replace(config, passes=levels[0].take(PASSES, 2, int) or 0)
+    problems = [problem for level in levels for problem in level.finish()] or _impossible(config, place)
+    if problems:
         unknown = any("is not known" in problem for problem in problems)
         known = f"; known to be without effect: {', '.join(sorted(WITHOUT_EFFECT))}" if unknown else ""
         raise UserError(f"{'; '.join(problems)}{known}")
     name = next((v.name for v in variants.VARIANTS.values() if _sizes(v) == _sizes(config)), "custom")
     return dataclasses.replace(config, name=name)
+
+
+def _impossible(config: ModelConfig, place: str) -> list[str]:
+    """What no model can be built of, each field being in order by itself."""
+    d, v, rope = config.decoder, config.vision, config.decoder.rope
+    rows = d.vocab + d.extra_rows
+    wrong = {
+        f"hidden_size {d.width} is not a multiple of num_attention_heads {d.heads}": d.width % d.heads,
+        f"num_attention_heads {d.heads} is not a multiple of num_key_value_heads {d.kv_heads}": d.heads % d.kv_heads,
+        f"vision hidden_size {v.width} is not a multiple of num_attention_heads {v.heads}": v.width % v.heads,
+        f"image size {v.image_size} is not a multiple of patch_size {v.patch_size}": v.image_size % v.patch_size,
+        f"image_token_index {config.image_token} has no row in an embedding of {rows}": config.image_token >= rows,
+        f"plora.dropout {d.lora_dropout} is not less than 1": d.lora_dropout >= 1,
+        "a model has at most 1,000 layers": max(d.layers, v.layers) > 1000,
+        "images need a mean and a deviation of three numbers each": (len(v.mean), len(v.std)) != (3, 3),
+    }
+    if isinstance(rope, Su) and not d.width % d.heads:
+        half = d.head_dim // 2
+        lengths = (len(rope.short), len(rope.long))
+        wrong[f"short_factor and long_factor have {lengths} numbers, need {half}"] = lengths != (half, half)
+        wrong["original_max_position_embeddings must be at least 2"] = rope.original_max_positions < 2
+        side = v.image_size // v.patch_size
+        wrong["downsample_ratio must be 0.5, and the patches an even square"] = config.shuffle != 2 or side % 2
+    return [f"{place}: {text}" for text, holds in wrong.items() if holds]
 
 
 def _sizes(config: ModelConfig) -> ModelConfig:
@@ -118,7 +152,7 @@ def _read_internlm2(top: _Fields, base: ModelConfig):
     vision.check(FIXED_CLIP)
     rank = lora.take("rank", base.decoder.lora_rank, int)
     lora.check({"alpha": (rank,)})
-    dropout = lora.take("dropout", base.decoder.lora_dropout, (int, float))
+    dropout = lora.take("dropout", base.decoder.lora_dropout, (int, float), zero=True)
     number = (int, float)
     sizes = top.take_all(LLM, base.decoder)
     rope = DynamicNTK(
@@ -130,7 +164,7 @@ def _read_internlm2(top: _Fields, base: ModelConfig):
     seen |= _pixels(vision, base.vision)
     if "img_size" in top.raw:
         seen["image_size"] = top.take("img_size", kind=int)
-    token = top.take("image_token_index", sizes["vocab"], int)
+    token = top.take("image_token_index", sizes["vocab"], int, zero=True)
     decoder = dataclasses.replace(base.decoder, **sizes, rope=rope, lora_rank=rank, lora_dropout=dropout)
     config = dataclasses.replace(
         base, decoder=decoder, vision=dataclasses.replace(base.vision, **seen), image_token=token
@@ -149,9 +183,9 @@ def _read_phi3(top: _Fields, base: ModelConfig):
     seen |= _pixels(vision, base.vision)
     seen["image_size"] = top.take("force_image_size", seen["image_size"], int)
     positions = llm.take("max_position_embeddings", rope.max_positions, int)
-    llm.check(
-        {"sliding_window": (None, *([w] if (w := llm.raw.get("sliding_window") or 0) >= (positions or 0) else []))}
-    )
+    window = llm.raw.get("sliding_window")  # one that no text outgrows is none
+    wide = isinstance(window, int) and window >= (positions or 0)
+    llm.check({"sliding_window": (None, window) if wide else (None,)})
     lists = {name: tuple(map(float, scaling.take(name, getattr(rope, short), list | tuple) or ()))
              for name, short in (("short_factor", "short"), ("long_factor", "long"))}  # fmt: skip
     rope = Su(
@@ -168,7 +202,7 @@ def _read_phi3(top: _Fields, base: ModelConfig):
         vision=dataclasses.replace(base.vision, **seen),
         shuffle=round(1 / ratio),
         max_tiles=top.take("max_dynamic_patch", base.max_tiles, int),
-        image_token=top.take("image_token_index", base.image_token, int),
+        image_token=top.take("image_token_index", base.image_token, int, zero=True),
     )
     return config, (top, llm, vision, scaling)
 
@@ -176,6 +210,11 @@ def _read_phi3(top: _Fields, base: ModelConfig):
 def _pixels(level: _Fields, base) -> dict:
     """Mean and deviation of the pictures, which released files leave out."""
     return {ours: tuple(level.take(name, getattr(base, ours), list | tuple) or ()) for name, ours in PIXELS.items()}
+
+
+def with_passes(content: bytes, passes: int) -> bytes:
+    """The config.json with a field of our own, which `read` knows."""
+    return (json.dumps(json.loads(content) | {PASSES: passes}, indent=2) + "\n").encode()
 
 
 def write(config: ModelConfig) -> bytes:

@@ -53,7 +53,9 @@ def run_config(family: str = "phi3", **changes) -> config_lib.RunConfig:
 
 def save_run(directory, family: str = "phi3", step: int = 1, seed: int = 0, **changes):
     """Random parameters as a checkpoint of `directory`, which is returned. To be called within `nano_variants`."""
+    passes = changes.pop("passes", 2)
     config = run_config(family, **changes)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, passes=passes))
     tokenizer = train_tokenizer([text for pair in QUESTIONS for text in pair], FORMATS[family], vocab_size=340)
     here = Saved(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id), tokenizer)
     params = tiny.draw(TroL(here.model), seed)

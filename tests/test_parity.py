@@ -7,6 +7,7 @@ import pytest
 
 import golden
 from convert import check, engine
+from trol_jax.errors import UserError
 
 PROMPTS = {"image_batch", "image_single", "text_batch", "text_single"}
 
@@ -54,9 +55,38 @@ def test_the_first_layer_that_differs_is_named(monkeypatch):
         return array
 
     monkeypatch.setattr(engine.files.Stored, "load", changed)
-    recorded = golden.outputs("phi3")
-    names = {name for name in recorded if name.startswith("text_single")}
-    rows = list(check._Check(engine.Source.open(folder), recorded, names).rows())
+    recorded = {k: v for k, v in golden.outputs("phi3").items() if k.startswith("text_single")}
+    rows = list(check._Check(engine.Source.open(folder), recorded).rows())
     failed = [row for row in rows if not row.passed]
     assert failed and min(row.layer for row in failed if row.layer is not None) == 1
     assert "the first layer that differs: 1 (text_single.hidden.2)" in check.table(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_single.attention_mask": None}, "lacks text_single.attention_mask"),
+        (
+            {"text_single.logits": np.zeros((1, 2, 3))},
+            "text_single.logits is (1, 2, 3) in the recording, and (1, 18, 173)",
+        ),
+        ({"image_single.input_ids": np.full((1, 8), 170)}, "lacks image_single.attention_mask"),
+        ({"text_single.input_ids": np.array("words")}, "does not hold arrays as described"),
+    ],
+)
+def test_a_recording_that_cannot_be_compared_is_named(tmp_path, change, message):
+    names = ("text_single.input_ids", "text_single.attention_mask", "text_single.logits")
+    recorded = {name: golden.outputs("phi3")[name] for name in names} | change
+    np.savez(tmp_path / "some.npz", **{name: array for name, array in recorded.items() if array is not None})
+    with pytest.raises(UserError) as caught:
+        check.check(golden.ROOT / "phi3", tmp_path / "some.npz")
+    assert message in str(caught.value)
+
+
+def test_outputs_that_the_model_does_not_have_differ(tmp_path):
+    recorded = {name: array for name, array in golden.outputs("phi3").items() if name.startswith("vision_features")}
+    np.savez(tmp_path / "some.npz", **recorded, **{"train.grad.typo": np.zeros(1), "text.hidden.99": np.zeros(1)})
+    rows = check.check(golden.ROOT / "phi3", tmp_path / "some.npz")
+    assert [row.what for row in rows if not row.passed] == [
+        "text.hidden.99 (not of this model)", "train.grad.typo (not of this model)",
+    ]  # fmt: skip
