@@ -17,6 +17,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trol_jax import checkpoint, manifest
+from trol_jax.errors import UserError
+from trol_jax.train.metrics import Metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 24
@@ -203,14 +205,30 @@ def test_other_settings_in_an_old_run_are_named(whole, cache):
     assert "config.model.variant: tiny_phi3 there, tiny_internlm2 here" in line
 
 
-@pytest.mark.parametrize(
-    ("size", "every", "message"), [(100_000, 3, "cannot save"), (2_000, 99, "cannot write metrics")]
-)
-def test_no_space_left(tmp_path, cache, size, every, message):
-    """A limit on the size of files makes the large writes fail, or all of them, as a full disk does."""
+def test_no_space_left_while_saving(tmp_path, cache):
+    """A limit on the size of files makes the large writes fail, as a full disk does."""
     workdir = tmp_path / "run"
-    process = start(workdir, cache, f"--config.checkpoint_every={every}")
+    process = start(workdir, cache)
     wait_for_step(process, workdir, 1)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
-    assert message in error_line(finish(process))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    assert "cannot save checkpoint" in error_line(finish(process))
     assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
+
+
+def test_no_space_left_for_metrics(tmp_path):
+    """What fails when metrics are closed is told, unless another error is on its way."""
+
+    def full(*_):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    message = "cannot write metrics beside .*: No space left on device; make room, then start again"
+    with pytest.raises(UserError, match=message), Metrics(tmp_path, start_step=0, total_steps=9) as metrics:
+        metrics.board.write_event = full
+        metrics.write(1, {"loss": 1.0, "examples_per_second": 2.0})
+    for expected, error in ((UserError, None), (KeyError, KeyError())):
+        with pytest.raises(expected), Metrics(tmp_path, start_step=0, total_steps=9) as metrics:
+            metrics.board.close()
+            metrics.board.close = full
+            if error:
+                raise error

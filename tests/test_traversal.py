@@ -58,8 +58,7 @@ def test_scan_equals_unrolled_and_separate_layers(family):
             close(a, jnp.stack(b) if isinstance(b, list) else b)
 
 
-@pytest.mark.parametrize("shared_gate", [True, False])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("family", "shared_gate"), [("internlm2", True), ("phi3", True), ("phi3", False)])
 def test_a_closed_gate_leaves_one_pass(family, shared_gate):
     module, params = tiny.model(family, shared_gate=shared_gate)
     decoder = params["decoder"]
@@ -181,13 +180,14 @@ def test_passes_change_prompts_but_not_single_tokens(passes):
     assert out["gate"].shape == (2, 0, 2, 1)
 
 
-@pytest.mark.parametrize("remat", [name for name in REMAT_POLICIES if name != "none"])
-def test_recomputation_changes_no_gradient(remat):
+def test_recomputation_changes_no_gradient():
     module, params = tiny.model("internlm2")
     tokens, images = tiny.with_picture(module, tiny.tokens(2, 4)), tiny.images(2)
     loss = lambda m: jax.jit(jax.grad(lambda p: (m.apply({"params": p}, tokens, images)[0] ** 2).mean()))  # noqa: E731
-    kept, again = loss(module)(params), loss(dataclasses.replace(module, remat=remat))(params)
-    jax.tree.map(lambda a, b: close(a, b, 1e-4), kept, again)
+    kept = loss(module)(params)
+    for remat in set(REMAT_POLICIES) - {"none"}:
+        again = loss(dataclasses.replace(module, remat=remat))(params)
+        jax.tree.map(lambda a, b: close(a, b, 1e-4), kept, again)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
