@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert import engine, gate
+from convert import engine
 from trol_jax.errors import UserError
 from trol_jax.infer.greedy import generate
 from trol_jax.models.trol import TroL
@@ -225,14 +225,9 @@ class _Check:
         flat = flatten_dict(gradients, sep="/")
         for move in self.source.plan:
             ours = [np.asarray(flat[path]) for path in move.rule.ours]
-            is_gate = move.rule in gate.RULES
-            if is_gate and self.config.shared_gate:
-                ours = [np.broadcast_to(each, (len(move.names), *each.shape)) for each in ours]
-            for layer, names in enumerate(move.names):
-                mine = [each[layer] for each in ours] if move.rule.by_layer else ours
-                for name, array in zip(names, move.rule.transform.to_torch(mine), strict=True):
-                    for key in self._gradient_keys(name, is_gate):
-                        yield from self.compare(key, array, COMPOSITE, layer=layer if move.rule.by_layer else None)
+            for layer, name, array in move.to_released(ours, self.config.shared_gate):
+                for key in self._gradient_keys(name, move.is_gate):
+                    yield from self.compare(key, array, COMPOSITE, layer=layer if move.rule.by_layer else None)
 
     def _gradient_keys(self, name: str, is_gate: bool) -> list[str]:
         if is_gate:  # named after the module that holds it in the original

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import flax.linen as nn
@@ -54,6 +54,19 @@ class Move:
     names: list[list[str]]  # [layer][tensor]
     ours: list[tuple[int, ...]]  # shapes of one layer
     released: list[tuple[int, ...]]
+
+    @property
+    def is_gate(self) -> bool:
+        return self.rule in gate.RULES
+
+    def to_released(self, whole: list[np.ndarray], shared_gate: bool) -> Iterator[tuple[int, str, np.ndarray]]:
+        """(layer, name, array) of each released tensor, from our whole arrays."""
+        if self.is_gate and shared_gate:
+            whole = [np.broadcast_to(array, (len(self.names), *array.shape)) for array in whole]
+        for layer, names in enumerate(self.names):
+            mine = [array[layer] for array in whole] if self.rule.by_layer else whole
+            for name, array in zip(names, self.rule.transform.to_torch(mine), strict=True):
+                yield layer, name, array
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -134,29 +147,29 @@ class Source:
 
     def arrays(self, dtype: np.dtype | None, progress: Callable[[int, int], None]) -> dict[str, checkpoint.Lazy]:
         """Our arrays by path, each made when it is written. dtype: None = as they are."""
-        made = {}
+        made, total = {}, sum(math.prod(each.shape) * each.dtype.itemsize for each in self.stored.values())
+        advance = lambda done: progress(done, total)  # noqa: E731
         for move in self.plan:
             kind = dtype or self.stored[move.names[0][0]].dtype
             for which, path in enumerate(move.rule.ours):
                 shape = (len(move.names), *move.ours[which]) if move.rule.by_layer else move.ours[which]
                 make = lambda move=move, which=which, shape=shape, kind=kind: (  # noqa: E731
-                    self._stack(move, which, shape, kind, progress)
+                    self._stack(move, which, shape, kind, advance)
                 )
-                if path in _GATE and self.config.shared_gate:
+                if move.is_gate and self.config.shared_gate:
                     shape, make = shape[1:], lambda make=make: make()[0]
                 made[path] = checkpoint.Lazy(shape, kind, make)
         if not self.layout.has_gate:
             made |= self._closed_gate(dtype)
         return made
 
-    def _stack(self, move: Move, which: int, shape, dtype, progress) -> np.ndarray:
-        total = sum(math.prod(each.shape) * each.dtype.itemsize for each in self.stored.values())
+    def _stack(self, move: Move, which: int, shape, dtype, advance) -> np.ndarray:
         result = np.empty(shape, dtype)
         for layer, names in enumerate(move.names):
             arrays = [self.stored[name].load() for name in names]
             one = move.rule.transform.to_jax(arrays, move.ours)[which]
             assign(result[layer, ...] if move.rule.by_layer else result, one)
-            progress(one.nbytes, total)
+            advance(one.nbytes)
         return result
 
     def _closed_gate(self, dtype) -> dict[str, checkpoint.Lazy]:
@@ -169,9 +182,6 @@ class Source:
         }
 
 
-_GATE = tuple(path for rule in gate.RULES for path in rule.ours)
-
-
 def _gates(folder: Path) -> dict[str, files.Stored]:
     path = folder / gate.FILE
     if not path.is_file():
@@ -180,7 +190,7 @@ def _gates(folder: Path) -> dict[str, files.Stored]:
 
 
 def _shared(plan: list[Move], stored: Mapping[str, files.Stored]) -> bool:
-    rules = [move for move in plan if move.rule.ours[0] in _GATE]
+    rules = [move for move in plan if move.is_gate]
     values = [[stored[name].load() for (name,) in move.names] for move in rules]
     return all(one.tobytes() == layers[0].tobytes() for layers in values for one in layers)
 
@@ -231,23 +241,24 @@ class Export:
     step_dir: Path
     here: saved.Saved
     plan: list[Move]
-    dtypes: Mapping[str, np.dtype]  # by path of ours
+    stored: Mapping[str, np.dtype]  # by path of ours
+    dtypes: Mapping[str, np.dtype]  # what is written
 
     @classmethod
     def open(cls, path: Path, dtype: np.dtype | None = None) -> "Export":
         step_dir = checkpoint.resolve(path)
         here = saved.read(step_dir)
         layout = next(layout for layout in LAYOUTS if layout.family == here.model.family and layout.has_gate)
-        stored = checkpoint.arrays_in(step_dir, "params/")
-        dtypes = {path: dtype or np.dtype(leaf.dtype) for path, leaf in stored.items()}
-        return cls(step_dir, here, moves(layout.rules + gate.RULES, shapes_of(here.model)), dtypes)
+        stored = {path: np.dtype(leaf.dtype) for path, leaf in checkpoint.arrays_in(step_dir, "params/").items()}
+        dtypes = {path: dtype or own for path, own in stored.items()}
+        return cls(step_dir, here, moves(layout.rules + gate.RULES, shapes_of(here.model)), stored, dtypes)
 
     def tensors(self, gates: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of the released tensors by name, of the gate's file or of the other."""
         return {
             name: (shape, self.dtypes[move.rule.ours[0]])
             for move in self.plan
-            if (move.rule.ours[0] in _GATE) == gates
+            if move.is_gate == gates
             for names in move.names
             for name, shape in zip(names, move.released, strict=True)
         }
@@ -255,18 +266,13 @@ class Export:
     def fill(self, weights: Mapping[str, np.ndarray], gates: dict[str, np.ndarray], progress) -> None:
         total = sum(math.prod(s) * t.itemsize for g in (True, False) for s, t in self.tensors(g).values())
         for move in self.plan:
-            is_gate = move.rule.ours[0] in _GATE
             whole = [checkpoint.read_array(self.step_dir, f"params/{path}") for path in move.rule.ours]
-            if is_gate and self.here.model.shared_gate:
-                whole = [np.broadcast_to(array, (len(move.names), *array.shape)) for array in whole]
-            for layer, names in enumerate(move.names):
-                mine = [array[layer] for array in whole] if move.rule.by_layer else whole
-                for name, array in zip(names, move.rule.transform.to_torch(mine), strict=True):
-                    if is_gate:
-                        gates[name] = array.astype(self.dtypes[move.rule.ours[0]])
-                    else:
-                        assign(weights[name], array)
-                    progress(array.nbytes, total)
+            for _, name, array in move.to_released(whole, self.here.model.shared_gate):
+                if move.is_gate:
+                    gates[name] = array.astype(self.dtypes[move.rule.ours[0]])
+                else:
+                    assign(weights[name], array)
+                progress(array.nbytes, total)
 
 
 def to_hf(
@@ -328,5 +334,4 @@ def _plan_of(to: str, src: Path, dtype: np.dtype | None):
         source = Source.open(src)
         return source.plan, lambda move, name: (source.stored[name].dtype, dtype or source.stored[name].dtype)
     export = Export.open(src, dtype)
-    stored = checkpoint.arrays_in(export.step_dir, "params/")
-    return export.plan, lambda move, name: (np.dtype(stored[p := move.rule.ours[0]].dtype), export.dtypes[p])
+    return export.plan, lambda move, name: (export.stored[path := move.rule.ours[0]], export.dtypes[path])

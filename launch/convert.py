@@ -13,7 +13,7 @@ from launch import cli
 
 TO = flags.DEFINE_enum("to", None, ["jax", "hf"], "What to write: a checkpoint of ours, or the released layout.")
 SRC = flags.DEFINE_string("src", None, "What to read.")
-DST = flags.DEFINE_string("dst", None, "Directory to write, which must not exist.")
+DST = flags.DEFINE_string("dst", None, "Directory to write: a new or an empty one.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Cast to it; by default nothing is cast.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would become of each tensor, and stop.")
 CHECK = flags.DEFINE_string("check", None, "Recorded inputs and outputs of the original (.npz) to compare with.")

@@ -37,9 +37,14 @@ def read(step_dir: str | os.PathLike) -> Saved:
     path = step_dir / TOKENIZER
     has_one = TOKENIZER in manifest.read(step_dir)["files"]
     tokenizer = Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), path) if has_one else None
-    raw = checkpoint.read_config(step_dir)
-    settings = None if raw is None else config_lib.from_dict(raw, f"{step_dir / checkpoint.CONFIG}: config")
     folder = step_dir / RELEASED
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     released = {name: checkpoint.read_file(step_dir, f"{RELEASED}/{name}") for name in names}
-    return Saved(model, tokenizer, settings, released)
+    return Saved(model, tokenizer, read_settings(step_dir), released)
+
+
+def read_settings(step_dir: str | os.PathLike) -> config_lib.RunConfig | None:
+    """Only the settings of the run; None where the arrays were converted."""
+    raw = checkpoint.read_config(step_dir)
+    where = f"{Path(step_dir) / checkpoint.CONFIG}: config"
+    return None if raw is None else config_lib.from_dict(raw, where)

@@ -42,7 +42,7 @@ def evaluate(
     """
     began = time.monotonic()
     step_dir = checkpoint.resolve(path)
-    settings = saved.read(step_dir).settings
+    settings = saved.read_settings(step_dir)
     output = run_directory(step_dir) if output is None else Path(output)
     data = EasyVQA("test", root or (settings and settings.data.root) or None)
     everything = data.questions()
@@ -183,7 +183,7 @@ def report(result: Mapping, output: str | os.PathLike | None = None) -> str:
 
 def training(step_dir: Path) -> str:
     """How long the run was trained up to the step, from its metrics; "" where it has none."""
-    settings = saved.read(step_dir).settings
+    settings = saved.read_settings(step_dir)
     if settings is None:
         return ""
     step, batch_size = manifest.read(step_dir)["step"], settings.batch_size

@@ -134,7 +134,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
 
 def require_finished(origin: pathlib.Path, path: str) -> None:
     """A run that is named as a whole must be at its end; a step of it may be named at any time."""
-    settings, step = saved.read(origin).settings, manifest.read(origin)["step"]
+    settings, step = saved.read_settings(origin), manifest.read(origin)["step"]
     if settings is not None and step < settings.steps and origin != pathlib.Path(path).absolute():
         raise UserError(f"{path} is at step {step} of {settings.steps}; let it finish, or name {origin} to start there")
 
