@@ -27,7 +27,7 @@ smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is remo
 	echo "make smoke: $$(($$(date +%s) - $(START))) s in all"
 
 test: $(INSTALLED) ## run the tests
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## check style and formatting
 	$(RUN) -m ruff check .

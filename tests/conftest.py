@@ -1,15 +1,17 @@
 """Environment of every test, set here because JAX reads it once, on start.
 
 The CPU, seen as eight devices, and programs compiled without optimisation: that halves the time of the suite, most of
-which is compilation, and changes no result by more than rounding.
+which is compilation.
 """
 
 import os
 
+import compile_fast
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {compile_fast.FLAGS}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 LONGEST = ("test_train", "test_traversal", "test_parity", "test_convert", "test_step", "test_answer")

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import compile_fast
 from trol_jax import checkpoint, manifest
 from trol_jax.errors import UserError
 from trol_jax.train.metrics import Metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 24
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,11 @@ def cache(tmp_path_factory):
 
 def start(workdir, cache, *flags, config="configs/quickstart.py:smoke"):
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # one device; compiles faster
+        "XLA_FLAGS": compile_fast.FLAGS,  # one device
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    small = dict(steps=STEPS, checkpoint_every=3, log_every=1, batch_size=4) | {
+    small = dict(steps=STEPS, checkpoint_every=3, log_every=1, batch_size=2) | {
         "start_from": "", "scan": True, "data.turns": 2, "data.max_length": 48, "optimizer.warmup": 2,
     }  # fmt: skip
     given = [flag.split("=")[0] for flag in flags]
