@@ -1,4 +1,4 @@
-"""Time and memory of converting a full-size checkpoint of random numbers, against a plain copy of its file.
+"""Time and memory of converting a full-size checkpoint of random numbers, against plain copies of its file.
 
     python -m bench.convert --dir=DIR [--variant=trol_1_8b]      (needs three times the checkpoint on disk)
 
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import statistics
 import threading
 import time
 
@@ -18,6 +19,7 @@ from absl import app, flags
 
 DIR = flags.DEFINE_string("dir", None, "Scratch directory; removed and made.", required=True)
 VARIANT = flags.DEFINE_string("variant", "trol_1_8b", "Size of the model.")
+COPIES = 5
 
 
 def main(_):
@@ -27,14 +29,19 @@ def main(_):
     measured(write_released, released, VARIANT.value)
     weights = released / "model.safetensors"
     gigabytes = weights.stat().st_size / 1e9
-    plain = measured(copy_file, weights, copy)[0]
-    print(f"{VARIANT.value}: {gigabytes:.2f} GB; plain copy, flushed to disk: {plain:.1f} s", flush=True)
+    copies = [measured(copy_file, weights, copy)[0] for _ in range(COPIES)]
+    plain = statistics.median(copies)
+    each = ", ".join(f"{seconds:.1f}" for seconds in copies)
+    print(f"{VARIANT.value}: {gigabytes:.2f} GB; plain copies, flushed to disk: {each} s", flush=True)
     for what, job, arguments in (
         ("import", convert, ("to_jax", released, ours)),
         ("export", convert, ("to_hf", ours, back)),
     ):
         seconds, peak = measured(job, *arguments)
-        print(f"{what}: {seconds:.1f} s ({seconds / plain:.2f} x the copy), peak {peak / 2**20:.0f} MiB", flush=True)
+        print(
+            f"{what}: {seconds:.1f} s ({seconds / plain:.2f} x the median copy), peak {peak / 2**20:.0f} MiB",
+            flush=True,
+        )
     same = (back / "model.safetensors").read_bytes() == weights.read_bytes() if gigabytes < 6 else "not compared"
     print(f"exported file equal to the released one: {same}")
     shutil.rmtree(root)
@@ -60,7 +67,7 @@ def watched(queue, job, arguments) -> None:
         while not done.wait(0.01):
             peak = max(peak, own_bytes())
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     began = time.monotonic()
     job(*arguments)
@@ -104,14 +111,10 @@ def write_released(folder: pathlib.Path, variant: str) -> None:
         name: (shape, half) for m in plan for names in m.names for name, shape in zip(names, m.released, strict=True)
     }
     folder.mkdir(parents=True)
-    writer = files.Writer(folder / files.WEIGHTS[0], shapes)
     rng = np.random.default_rng(0)
-    for array in writer.values():
-        flat = array.reshape(-1)
-        for start in range(0, flat.size, 1 << 24):
-            part = flat[start : start + (1 << 24)]
-            part[...] = rng.standard_normal(part.size, np.float32)
-    writer.flush()
+    with files.Writer(folder / files.WEIGHTS[0], shapes) as writer:
+        for name, (shape, _) in shapes.items():
+            writer.write(name, rng.standard_normal(shape, np.float32))
     width, layers = config.decoder.width, config.decoder.layers
     pair = {"weight": rng.standard_normal((1, width)).astype(half), "bias": np.zeros(1, half)}
     torch_files.write(folder / gate.FILE, {f"{i}.{name}": value for i in range(layers) for name, value in pair.items()})

@@ -1,6 +1,8 @@
 """The one engine that applies the rule tables, both ways, a tensor at a time."""
 
 import dataclasses
+import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import clip, files, gate, hf_config, internlm2, phi3, tokenizer, torch_files
 from convert.rules import Rule
-from convert.transforms import assign
 from trol_jax import checkpoint, saved
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL, abstract_params
@@ -59,14 +60,16 @@ class Move:
     def is_gate(self) -> bool:
         return self.rule in gate.RULES
 
-    def to_released(self, whole: list[np.ndarray], shared_gate: bool) -> Iterator[tuple[int, str, np.ndarray]]:
-        """(layer, name, array) of each released tensor, from our whole arrays."""
+    def to_released(
+        self, ours: list[np.ndarray], shared_gate: bool, first: int = 0
+    ) -> Iterator[tuple[int, str, np.ndarray]]:
+        """(layer, name, array) of each released tensor, from our arrays or their layers from `first` on."""
         if self.is_gate and shared_gate:
-            whole = [np.broadcast_to(array, (len(self.names), *array.shape)) for array in whole]
-        for layer, names in enumerate(self.names):
-            mine = [array[layer] for array in whole] if self.rule.by_layer else whole
-            for name, array in zip(names, self.rule.transform.to_torch(mine), strict=True):
-                yield layer, name, array
+            ours = [np.broadcast_to(array, (len(self.names), *array.shape)) for array in ours]
+        for i in range(len(ours[0]) if self.rule.by_layer else 1):
+            mine = [array[i] for array in ours] if self.rule.by_layer else ours
+            for name, array in zip(self.names[first + i], self.rule.transform.to_torch(mine), strict=True):
+                yield first + i, name, array
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -152,32 +155,29 @@ class Source:
         for move in self.plan:
             kind = dtype or self.stored[move.names[0][0]].dtype
             for which, path in enumerate(move.rule.ours):
-                shape = (len(move.names), *move.ours[which]) if move.rule.by_layer else move.ours[which]
-                make = lambda move=move, which=which, shape=shape, kind=kind: (  # noqa: E731
-                    self._stack(move, which, shape, kind, advance)
-                )
-                if move.is_gate and self.config.shared_gate:
-                    shape, make = shape[1:], lambda make=make: make()[0]
-                made[path] = checkpoint.Lazy(shape, kind, make)
+                blocks, shape = functools.partial(self._blocks, move, which, advance), move.ours[which]
+                if move.rule.by_layer and not (move.is_gate and self.config.shared_gate):
+                    shape = (len(move.names), *shape)
+                made[path] = checkpoint.Lazy(shape, kind, blocks)
         if not self.layout.has_gate:
             made |= self._closed_gate(dtype)
         return made
 
-    def _stack(self, move: Move, which: int, shape, dtype, advance) -> np.ndarray:
-        result = np.empty(shape, dtype)
-        for layer, names in enumerate(move.names):
+    def _blocks(self, move: Move, which: int, advance) -> Iterator[np.ndarray]:
+        """One of the arrays of a rule, a layer at a time where they are stacked."""
+        copies = len(move.names) if move.is_gate and self.config.shared_gate else 1
+        for names in move.names[::copies]:
             arrays = [self.stored[name].load() for name in names]
             one = move.rule.transform.to_jax(arrays, move.ours)[which]
-            assign(result[layer, ...] if move.rule.by_layer else result, one)
-            advance(one.nbytes)
-        return result
+            advance(one.nbytes * copies)
+            yield one[None] if move.rule.by_layer and copies == 1 else one
 
     def _closed_gate(self, dtype) -> dict[str, checkpoint.Lazy]:
         """A fresh gate, as a new model has it: zeros, so that both passes count alike at first."""
         kind = dtype or next(iter(self.stored.values())).dtype
         shapes = {"decoder/gate_kernel": (self.config.decoder.width,), "decoder/gate_bias": ()}
         return {
-            path: checkpoint.Lazy(shape, kind, lambda shape=shape: np.zeros(shape, kind))
+            path: checkpoint.Lazy(shape, kind, lambda shape=shape: [np.zeros(shape, kind)])
             for path, shape in shapes.items()
         }
 
@@ -263,16 +263,27 @@ class Export:
             for name, shape in zip(names, move.released, strict=True)
         }
 
-    def fill(self, weights: Mapping[str, np.ndarray], gates: dict[str, np.ndarray], progress) -> None:
-        total = sum(math.prod(s) * t.itemsize for g in (True, False) for s, t in self.tensors(g).values())
+    def arrays(self) -> Iterator[tuple[Move, str, np.ndarray]]:
+        """Every released tensor, with the move that makes it. The next part is read while one is in use."""
+        coming = None
+        for part in itertools.chain(self._parts(), [None]):
+            ready, coming = coming, part and (*part[:2], [store.read() for store in part[2]])
+            if ready:
+                move, first, reads = ready
+                ours = [read.result() for read in reads]
+                for _, name, array in move.to_released(ours, self.here.model.shared_gate, first):
+                    yield move, name, array
+
+    def _parts(self) -> Iterator[tuple[Move, int, list]]:
+        """(move, number of the first layer, our arrays from there), in parts that are stored together."""
         for move in self.plan:
-            whole = [checkpoint.read_array(self.step_dir, f"params/{path}") for path in move.rule.ours]
-            for _, name, array in move.to_released(whole, self.here.model.shared_gate):
-                if move.is_gate:
-                    gates[name] = array.astype(self.dtypes[move.rule.ours[0]])
-                else:
-                    assign(weights[name], array)
-                progress(array.nbytes, total)
+            whole = [checkpoint.open_array(self.step_dir, f"params/{path}") for path in move.rule.ours]
+            if move.is_gate or not move.rule.by_layer:
+                yield move, 0, whole
+                continue
+            rows = max(store.chunk_layout.read_chunk.shape[0] for store in whole)
+            for first in range(0, len(move.names), rows):
+                yield move, first, [store[first : min(first + rows, len(move.names))] for store in whole]
 
 
 def to_hf(
@@ -288,11 +299,16 @@ def to_hf(
         released = dict(export.here.released)
         if released.pop(_ROWS, None) is not None:
             tensors[clip.ROW_NUMBERS] = ((1, model.vision.patches + 1), np.dtype(np.int64))
-        weights, gates = files.Writer(temporary / files.WEIGHTS[0], tensors), {}
-        if clip.ROW_NUMBERS in weights:
-            weights[clip.ROW_NUMBERS][...] = np.arange(model.vision.patches + 1)
-        export.fill(weights, gates, progress)
-        weights.flush()
+        gates, total = {}, sum(math.prod(shape) * kind.itemsize for shape, kind in tensors.values())
+        with files.Writer(temporary / files.WEIGHTS[0], tensors) as weights:
+            if clip.ROW_NUMBERS in tensors:
+                weights.write(clip.ROW_NUMBERS, np.arange(model.vision.patches + 1)[None])
+            for move, name, array in export.arrays():
+                if move.is_gate:
+                    gates[name] = array.astype(export.dtypes[move.rule.ours[0]])
+                else:
+                    weights.write(name, array)
+                    progress(array.size * export.dtypes[move.rule.ours[0]].itemsize, total)
         torch_files.write(temporary / gate.FILE, dict(sorted(gates.items(), key=_by_layer)))
         released.setdefault(CONFIG, hf_config.write(model))
         if model.passes != 2:

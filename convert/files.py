@@ -4,11 +4,13 @@ Nothing is loaded before it is asked for, an index names files of its own folder
 """
 
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,9 @@ from safetensors import SafetensorError, safe_open
 
 from convert import torch_files
 from trol_jax.errors import UserError
+from trol_jax.rows import assign
 
+PIECE = 16 << 20  # bytes that are written together
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
 DTYPES = {  # safetensors -> NumPy
@@ -121,40 +125,67 @@ def some(names, shown: int = 10) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
-class Writer(Mapping[str, np.ndarray]):
-    """A safetensors file under construction: each tensor is a memory-mapped array to be filled."""
+class Writer:
+    """A safetensors file whose tensors are written one by one, in any order. Use `with`."""
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]):
         names = {dtype: name for name, dtype in DTYPES.items()}
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name, (shape, dtype) in tensors.items():
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            size = math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
+        self._start, self._header, self._left = 8 + len(text), header, set(tensors)
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + offset) if hasattr(os, "posix_fallocate") else (
-                file.truncate(8 + len(text) + offset)
-            )
-        self._bytes = np.memmap(path, np.uint8, "r+")
-        self._start = 8 + len(text)
-        self._header = {name: header[name] for name in tensors}
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, self._start + offset)
+        self._file = path.open("r+b", buffering=0)
+        self._thread, self._memory = ThreadPoolExecutor(1), np.empty((2, PIECE), np.uint8)
+        self._written = [Future(), Future()]  # of either memory
+        for future in self._written:
+            future.set_result(None)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._thread.shutdown(cancel_futures=kind is not None)
+        with self._file:
+            if kind is None:
+                for future in self._written:
+                    future.result()
+                if self._left:
+                    raise ValueError(f"not written: {some(self._left)}")
+                os.fsync(self._file.fileno())
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Casts it to what was announced. An error in writing is raised by a later call."""
         entry = self._header[name]
-        first, last = (self._start + offset for offset in entry["data_offsets"])
-        return self._bytes[first:last].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        offset, dtype = self._start + entry["data_offsets"][0], DTYPES[entry["dtype"]]
+        if list(array.shape) != entry["shape"]:
+            raise ValueError(f"{name} is {list(array.shape)} and should be {entry['shape']}")
+        array = array if array.ndim else array.reshape(1)
+        rows = max(1, PIECE // (math.prod(array.shape[1:]) * dtype.itemsize))
+        for start in range(0, len(array), rows):
+            part = array[start : start + rows]
+            size = part.size * dtype.itemsize
+            self._written[0].result()
+            memory = self._memory[0] if size <= PIECE else np.empty(size, np.uint8)
+            assign(memory[:size].view(dtype).reshape(part.shape), part)
+            self._written = [self._written[1], self._thread.submit(self._write, memory[:size], offset)]
+            self._memory = self._memory[::-1]
+            offset += size
+        self._left.discard(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._header)
-
-    def __len__(self) -> int:
-        return len(self._header)
-
-    def flush(self) -> None:
-        self._bytes.flush()
+    def _write(self, content: np.ndarray, offset: int) -> None:
+        content = memoryview(content)
+        while content:
+            done = os.pwrite(self._file.fileno(), content, offset)
+            content, offset = content[done:], offset + done
+        os.fdatasync(self._file.fileno())  # the disk works while the next piece is made
 
 
 @contextmanager

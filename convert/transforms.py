@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-BLOCK = 128  # rows that are transposed together: of 64 to 256 the fastest, four times as fast as all at once
-
 Arrays = Sequence[np.ndarray]
 Shapes = Sequence[tuple[int, ...]]
 
@@ -21,21 +19,6 @@ class Transform:
     name: str
     to_jax: Callable[[Arrays, Shapes], Arrays]
     to_torch: Callable[[Arrays], Arrays]
-
-
-def assign(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source, in blocks that stay in the processor's cache where that means to transpose."""
-    for split in range(1, source.ndim):
-        try:
-            flat = np.reshape(source, (math.prod(source.shape[:split]), -1), copy=False)
-        except ValueError:
-            continue  # not without a copy
-        if flat.strides[0] < flat.strides[1]:
-            matrix = target.reshape(flat.shape)
-            for start in range(0, flat.shape[1], BLOCK):
-                matrix[:, start : start + BLOCK] = flat[:, start : start + BLOCK]
-            return
-    target[...] = source
 
 
 def same(leading: int = 0) -> Transform:

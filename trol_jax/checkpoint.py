@@ -10,30 +10,35 @@ A directory under a step's name is complete: it is written as `300.tmp-…`, che
 Several hosts: orbax already writes each host's shards; what `_finish` does belongs to process 0, between two barriers.
 """
 
+import asyncio
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trol_jax import manifest
 from trol_jax.errors import UserError
 from trol_jax.manifest import verify
+from trol_jax.rows import Rows
 
 CHECKPOINTS = "checkpoints"  # the folder of a run directory
 STATE, DATA, CONFIG = "state", "data.json", "config.json"
@@ -42,6 +47,7 @@ _STEP = re.compile(r"0|[1-9][0-9]*")
 _TEMPORARY = re.compile(r"[0-9]+\.tmp-[0-9a-f]{8}")
 _SHOWN = 3  # problems in one message
 PIECE = 64 << 20  # bytes of a lazily written array that are stored, and read, together
+PIECES = 3  # in memory at once
 
 
 class Restored(NamedTuple):
@@ -53,11 +59,22 @@ class Restored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-    """An array that is made when its turn comes to be written."""
+    """An array that is made while it is written: `blocks` yields its rows, from first to last, as many at a time as it
+    likes, in any dtype and order in memory.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    make: Callable[[], np.ndarray]
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def make(self) -> np.ndarray:
+        array = np.empty(self.shape, self.dtype)
+        Rows(self.blocks()).read_into(array)
+        return array
 
 
 class Checkpoints:
@@ -106,7 +123,7 @@ class Checkpoints:
     ) -> None:
         """Copies `state` (a pytree of jax arrays, free to be donated then) to the host and writes in the background.
 
-        A `Lazy` leaf is made and written before this returns, one after the other, never more than two in memory.
+        `Lazy` leaves are made and written before this returns, one after the other, with a few pieces in memory.
         Waits first for the save before it, whose failure is raised here. An old checkpoint of the step is replaced.
         `files` are stored beside under their names, which may have a folder.
         """
@@ -120,6 +137,9 @@ class Checkpoints:
             self._orbax.save(temporary / STATE, args=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")))
         except Exception as error:
             raise self._failed(step, temporary, error) from error
+        except BaseException:  # the user's interrupt
+            _remove(temporary)
+            raise
         self._thread = threading.Thread(
             target=self._finish, args=(step, temporary, small, described), name=f"checkpoint-{step}"
         )
@@ -227,21 +247,12 @@ def arrays_in(step_dir: str | os.PathLike, within: str = "") -> dict[str, jax.Sh
     }
 
 
-def read_array(step_dir: str | os.PathLike, name: str) -> np.ndarray:
-    """One array by its name in the manifest, on the host. Checksums are left to `arrays_in`."""
-    described = manifest.read(step_dir)["arrays"][name]
-    wanted = {name: jax.ShapeDtypeStruct(described["shape"], described["dtype"])}
-    arguments = {name: ocp.RestoreArgs(restore_type=Lazy)}
-    with ocp.Checkpointer(_handler()) as reader:
-        tree = reader.restore(
-            Path(step_dir).absolute() / STATE,
-            args=ocp.args.PyTreeRestore(
-                item=unflatten_dict(wanted, sep="/"),
-                restore_args=unflatten_dict(arguments, sep="/"),
-                partial_restore=True,
-            ),
-        )
-    return flatten_dict(tree, sep="/")[name]
+def open_array(step_dir: str | os.PathLike, name: str) -> tensorstore.TensorStore:
+    """One array by its name in the manifest: `array[2:4].read()` is a future of these rows. Checksums: `arrays_in`."""
+    state = (Path(step_dir).absolute() / STATE).as_uri()
+    kvstore = {"driver": "ocdbt", "base": state, "path": name.replace("/", ".")}
+    mapped = tensorstore.Context({"file_io_mode": {"mode": "memmap"}})  # half the time of reading into new memory
+    return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, read=True, context=mapped).result()
 
 
 def read_file(step_dir: str | os.PathLike, name: str) -> bytes:
@@ -336,21 +347,71 @@ def _read_arrays(step_dir: Path, abstract: Any, only: str = "", into: Any = None
 
 
 class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Writes one array at a time, in pieces that a host can read alone, while the next one is made."""
+    """Writes one array after the other: a piece is filled while those before it are on their way to the disk."""
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
 
     async def serialize(self, values, infos, args=None):
-        piece = ocp.SaveArgs(chunk_byte_size=PIECE)
-        with ThreadPoolExecutor(1) as maker:
-            coming = maker.submit(values[0].make)
-            for i, info in enumerate(infos):
-                array = coming.result()
-                coming = maker.submit(values[i + 1].make) if i + 1 < len(values) else None
-                for written in await super().serialize([array], [info], [piece]):
+        self._stopped = False
+        for written in await super().serialize(values, infos, args):
+            try:
+                written.result()
+            except BaseException:  # nothing is written after an error, or after the user's interrupt
+                self._stopped = True
+                with contextlib.suppress(Exception):
                     written.result()
+                raise
         return []
+
+    async def _background_serialize(self, values, infos, args=None):
+        self._pending = collections.deque((_DONE, np.empty(0, np.uint8)) for _ in range(PIECES))
+        with concurrent.futures.ThreadPoolExecutor(1) as self._thread:
+            await super()._background_serialize(values, infos, args)
+            for future, _ in self._pending:
+                future.result()
+
+    async def _open_and_write(self, value, tspec, ts_context):
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, value, tspec, ts_context)
+
+    def _write(self, value, tspec, ts_context):
+        if not self._stopped:
+            try:
+                self._write_pieces(value, tspec, ts_context)
+            except Exception:
+                self._stopped = True
+                raise
+
+    def _write_pieces(self, value, tspec, ts_context):
+        rows, source = _rows_in_a_piece(value), Rows(value.blocks())
+        if value.shape:
+            tspec["metadata"]["chunks"] = [rows, *value.shape[1:]]
+        store = tensorstore.open(tspec, create=True, open=True, context=ts_context).result()
+        for start in range(0, value.shape[0] if value.shape else 1, rows):
+            part = store[start : min(start + rows, value.shape[0])] if value.shape else store
+            before, memory = self._pending[0]
+            before.result()
+            if self._stopped:
+                return
+            size = math.prod(part.shape) * value.dtype.itemsize
+            if memory.size < size:
+                memory = np.empty(max(size, PIECE), np.uint8)
+            piece = memory[:size].view(value.dtype).reshape(part.shape)
+            source.read_into(piece)
+            # A piece is a whole chunk: it goes to the file as it is, without a copy.
+            self._pending.append((part.write(piece, can_reference_source_data_indefinitely=True), memory))
+            self._pending.popleft()
+
+
+_DONE = concurrent.futures.Future()
+_DONE.set_result(None)
+
+
+def _rows_in_a_piece(array: Lazy) -> int:
+    if not array.shape:
+        return 1
+    pieces = math.ceil(array.size * array.dtype.itemsize / PIECE)
+    return math.ceil(array.shape[0] / min(pieces, array.shape[0]))
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -360,7 +421,9 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (Lazy, _LazyHandler()))
     # Without a limit on bytes in flight orbax writes all arrays in one transaction: fewer files, and a full disk is one
     # error. With one, the writes that are still under way after an error print tracebacks of their own.
-    handler = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=None, type_handler_registry=registry)
+    handler = ocp.BasePyTreeCheckpointHandler(
+        save_concurrent_bytes=None, use_compression=False, type_handler_registry=registry
+    )
     return ocp.PyTreeCheckpointHandler(handler_impl=handler, type_handler_registry=registry)
 
 
@@ -388,10 +451,12 @@ def to_json(value: Any) -> bytes:
 
 def _remove(path: Path) -> None:
     # After a failed write, other writers of orbax may still be at work for a moment and make the folder again.
-    for _ in range(20):
+    gone = 0
+    for _ in range(40):
         shutil.rmtree(path, ignore_errors=True)
         time.sleep(0.05)
-        if not path.exists():
+        gone = 0 if path.exists() else gone + 1
+        if gone == 5:
             return
 
 
