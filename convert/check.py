@@ -3,9 +3,9 @@
 The recording is an .npz; whatever of these keys it has is compared, in float32:
 clip.orig_position_embedding -> resized_position_embedding; images_uint8 -> pixel_values -> vision_features ->
 projected; CASE.input_ids, CASE.attention_mask (padding on the left) -> CASE.hidden.0..L (what enters each layer, then
-the states after the final norm), CASE.k.i, CASE.v.i [B, K, T, H], CASE.logits; gen_CASE.beams1.prompt -> .tokens;
-train.input_ids, train.attention_mask, train.labels -> train.loss, train.grad.NAME. Pictures are those of pixel_values,
-given out to the rows in order by their image tokens.
+the states after the final norm), CASE.k.i, CASE.v.i [B, K, T, H], CASE.logits; CASE.beamsN.prompt -> .tokens and, from
+two beams on, .score; train.input_ids, train.attention_mask, train.labels -> train.loss, train.grad.NAME. Pictures are
+those of pixel_values, given out to the rows in order by their image tokens.
 """
 
 import functools
@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert import engine
+from convert import engine, files
 from trol_jax.errors import UserError
-from trol_jax.infer.greedy import generate
+from trol_jax.infer.beam import beam_search
+from trol_jax.infer.generate import generate
 from trol_jax.models.trol import TroL
 from trol_jax.ops.image import grow_position_table, normalize, pixel_shuffle
 from trol_jax.ops.losses import next_token_loss
 
-_OUTPUT = re.compile(r"^train\.grad\.|\.(hidden|k|v)\.\d+$|\.logits$|\.beams1\.tokens$")
+_OUTPUT = re.compile(r"^train\.grad\.|\.(hidden|k|v)\.\d+$|\.logits$|\.beams\d+\.(tokens|score)$")
 SIMPLE, COMPOSITE = 1e-5, 1e-4  # of the largest recorded value: one function, or a chain of layers
 
 
@@ -102,8 +103,10 @@ class _Check:
         cases = sorted({name.rsplit(".", 1)[0] for name in self.names if name.endswith(".input_ids")} - {"train"})
         if cases:
             yield from self.prompts(cases)
-        if greedy := sorted(name.removesuffix(".prompt") for name in self.names if name.endswith(".beams1.prompt")):
-            yield from self.generation(greedy)
+        found = [re.fullmatch(r"(.*\.beams(\d+))\.prompt", name) for name in self.names]
+        generated = {(int(match[2]), match[1]) for match in found if match}
+        for beams in sorted({beams for beams, _ in generated}):
+            yield from self.generation(beams, sorted(case for n, case in generated if n == beams))
         if "train.labels" in self.names:
             yield from self.training()
         for name in sorted(self.left):  # a gradient or a layer that this model does not have
@@ -194,7 +197,7 @@ class _Check:
                     yield from self.compare(f"{case}.{name}.{i}", state, COMPOSITE, in_cache, layer=i)
             yield from self.compare(f"{case}.logits", logits, COMPOSITE, where)
 
-    def generation(self, cases: list[str]) -> Iterator[Row]:
+    def generation(self, beams: int, cases: list[str]) -> Iterator[Row]:
         """All prompts as one batch, padded on the left. The difference is the part of the tokens that differ."""
         prompts = [self.recorded[f"{case}.prompt"][0].astype(np.int32) for case in cases]
         expected = [self.recorded[f"{case}.tokens"][0] for case in cases]
@@ -203,10 +206,15 @@ class _Check:
         attended = np.stack([np.arange(length) >= length - len(prompt) for prompt in prompts]).astype(np.int32)
         tokens = np.where(attended, tokens, -1)  # padding is no image token
         images, tokens = self.images(tokens), np.maximum(tokens, 0)
-        answers, _ = generate(self.model, self.params["params"], tokens, attended, images, max_new_tokens=new, stop=())
-        for case, answer, wanted in zip(cases, np.asarray(answers), expected, strict=True):
+        end = files.read_json(self.source.folder / engine.CONFIG).get("eos_token_id", 2)
+        options = dict(max_new_tokens=new, stop=tuple(end) if isinstance(end, list) else (end,))
+        run = generate if beams == 1 else functools.partial(beam_search, beams=beams)
+        answers, out = run(self.model, self.params["params"], tokens, attended, images, **options)
+        for i, (case, answer, wanted) in enumerate(zip(cases, np.asarray(answers), expected, strict=True)):
             self.left.discard(f"{case}.tokens")
             yield Row(f"{case}.tokens", float(np.mean(answer[: len(wanted)] != wanted)), 0.0)
+            if beams > 1:
+                yield from self.compare(f"{case}.score", out["score"][i : i + 1], COMPOSITE)
 
     # ------------------------------------------------------------------ training
     def training(self) -> Iterator[Row]:

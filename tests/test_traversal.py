@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from trol_jax.infer.greedy import generate
+from trol_jax.infer.generate import generate
 from trol_jax.models import decoder
 from trol_jax.models.cache import Cache
 from trol_jax.models.layers import REMAT_POLICIES, unstack_layers

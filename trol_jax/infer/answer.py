@@ -15,7 +15,7 @@ from trol_jax.data.images import prepare
 from trol_jax.data.prompts import SYSTEM, encode_prompt
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
-from trol_jax.infer.greedy import generate
+from trol_jax.infer.generate import generate
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.image import normalize
 

@@ -39,8 +39,8 @@ class TroL(nn.Module):
         return self.projector(self.patches(images))
 
     def __call__(
-        self, tokens, images=None, *, segment_ids=None, turn_ids=None, positions=None, cache=None, passes=None,
-        deterministic=True,
+        self, tokens, images=None, *, segment_ids=None, turn_ids=None, positions=None, cache=None, mask=None,
+        passes=None, deterministic=True,
     ):  # fmt: skip
         """Run the tokens of a prompt, a training row or a generation step.
 
@@ -49,6 +49,7 @@ class TroL(nn.Module):
         segment_ids, turn_ids: see `ops.attention.prompt_mask`; by default every token counts. With a cache,
         segment_ids tells tokens (nonzero) from padding (0).
         positions: int[B, T]; by default the running count of tokens that are not padding.
+        mask: bool[B, T, S], which slots of the cache each token sees; by default those before it and its own.
         passes: by default the config's for more than one token, 1 for a single one, as the original.
         Returns (states [B, T, D] after the final norm, out) with out["gate"] scores [L, passes - 1, B, T] and
         out["kv"] the first pass's keys and values by layer, or out["cache"] the new cache if one was given.
@@ -64,7 +65,7 @@ class TroL(nn.Module):
             mask, index = prompt_mask(segment_ids, turn_ids), None
         else:
             index, cache = cache.index, cache.admit(valid)
-            mask = cache_mask(cache.valid, index, tokens.shape[1])
+            mask = cache_mask(cache.valid, index, tokens.shape[1]) if mask is None else mask
         cos, sin = rotary_table(c.decoder.rope, positions, positions.max(axis=1) + 1, c.decoder.head_dim)
         image_mask = tokens == c.image_token
         x = self.decoder.embed(tokens)

@@ -1,0 +1,66 @@
+"""Generation: two passes over the prompt, one pass for each generated token."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from trol_jax.infer.sampling import Sampling, sample
+from trol_jax.models.cache import Cache
+from trol_jax.models.layers import unstack_layers
+from trol_jax.models.trol import TroL
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop"))
+def generate(
+    model: TroL, params, tokens, segment_ids, images=None, sampling: Sampling | None = None, *,
+    max_new_tokens: int, stop: tuple[int, ...],
+):  # fmt: skip
+    """Answer a batch of prompts token by token; without `sampling` each is the most likely one.
+
+    tokens: int[B, T], padded on the left.
+    segment_ids: int[B, T], 0 = padding. images: float[B, M, height, width, C], normalised, or None.
+    stop: ids that end an answer. Returns (answers int32[B, max_new_tokens], out): the stop token included, -1 after it;
+    out["gate"]: float32[L, passes - 1, B, T] over the prompt.
+    """
+    logits, cache, gate = prefill(model, params, tokens, segment_ids, images, max_new_tokens)
+    step_once = decoder(model, params)
+
+    def unfinished(carry):
+        step, token, *_ = carry
+        return (step < max_new_tokens) & (token >= 0).any()
+
+    def body(carry):
+        step, token, cache, answers = carry
+        answers = answers.at[:, step].set(token)
+        ended = (token < 0) | jnp.isin(token, jnp.array(stop))
+        logits, cache = step_once(jnp.maximum(token, 0)[:, None], cache)
+        return step + 1, jnp.where(ended, -1, sample(logits[:, 0], step + 1, sampling)), cache, answers
+
+    answers = jnp.full((len(tokens), max_new_tokens), -1, jnp.int32)
+    first = sample(logits, jnp.int32(0), sampling)
+    answers = jax.lax.while_loop(unfinished, body, (jnp.int32(0), first, cache, answers))[-1]
+    return answers, {"gate": gate}
+
+
+def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int):
+    """Run the prompts: (logits of the next token float32[B, V], their cache with `new_slots` free slots, gate)."""
+    apply = functools.partial(model.apply, {"params": params})
+    x, out = apply(tokens, images, segment_ids=segment_ids)
+    cache = Cache.from_prompt(out["kv"], segment_ids != 0, tokens.shape[1] + new_slots)
+    return apply(x[:, -1:], method="logits")[:, 0], cache, out["gate"]
+
+
+def decoder(model: TroL, params) -> Callable:
+    """A function of tokens int[B, T] and a cache, one pass for each token: (logits [B, T, V], cache)."""
+    # A scan would copy each layer's slice of the weights for every token: decode over separate arrays.
+    model = dataclasses.replace(model, separate=True)
+    apply = functools.partial(model.apply, {"params": unstack_layers(params)})
+
+    def step(tokens, cache, **options):
+        x, out = apply(tokens, cache=cache, passes=1, **options)
+        return apply(x, method="logits"), out["cache"]
+
+    return step
