@@ -17,6 +17,7 @@ import fixtures
 import tiny
 from trol_jax.errors import UserError
 from trol_jax.infer.answer import Answerer
+from trol_jax.infer.decoding import Decoding
 from trol_jax.ops.image import normalize
 
 RNG = np.random.default_rng(0)
@@ -125,6 +126,32 @@ def test_an_empty_question_is_refused(answerer, question):
         answerer.answer([(None, question)], 4)
 
 
+@pytest.mark.parametrize("decoding", [Decoding(beams=3), Decoding(temperature=2.0, top_k=9, top_p=0.9, seed=5)])
+def test_searched_and_drawn_answers_do_not_depend_on_the_batch_either(answerer, decoding):
+    together = answerer.answer(MIXED, 4, decoding)
+    assert [answer.tokens for answer in together] != [answer.tokens for answer in answerer.answer(MIXED, 4)]
+    for i, (question, answer) in enumerate(zip(MIXED, together, strict=True)):
+        here = dataclasses.replace(decoding, seed=decoding.seed + i) if decoding.temperature else decoding
+        same(answerer.answer([question], 4, here)[0], answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beams": 0}, "beams is 0, must be at least 1"),
+        ({"temperature": -1.0}, "temperature is -1.0, must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 1.5}, "top_p is 1.5, must be between 0 and 1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"beams": 2, "temperature": 1.0}, "choose a search or drawing"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Decoding(**options)
+
+
 def test_no_room_for_an_answer_is_refused(answerer):
     with pytest.raises(UserError, match="max_new_tokens is 0"):
         answerer.answer([MIXED[0]], 0)
@@ -157,6 +184,8 @@ def test_the_program_prints_the_answer_alone(run, answerer, tmp_path):
     done = generate(f"--checkpoint={run}", f"--image={picture}", "--question=what color is it?", "--max_new_tokens=4")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == answerer.answer([MIXED[0]], 4)[0].text + "\n"
+    done = generate(f"--checkpoint={run}", "--question=what color is it?", "--beams=2", "--temperature=1")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "choose a search or drawing" in done.stderr
 
 
 def test_the_program_names_a_file_that_is_no_picture(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Answers to questions about pictures: a checkpoint, its tokeniser and greedy generation, in batches of few shapes."""
+"""Answers to questions about pictures: a checkpoint, its tokeniser and generation, in batches of few shapes."""
 
 import dataclasses
 import functools
@@ -15,10 +15,13 @@ from trol_jax.data.images import prepare
 from trol_jax.data.prompts import SYSTEM, encode_prompt
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
+from trol_jax.infer.beam import beam_search
+from trol_jax.infer.decoding import Decoding
 from trol_jax.infer.generate import generate
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.image import normalize
 
+GREEDY = Decoding()
 BUCKET = 16  # prompts are padded to a multiple of this many tokens, so that few lengths are compiled
 
 Question = tuple[np.ndarray | None, str]  # picture uint8[height, width, 3] of any size, and what is asked
@@ -74,16 +77,17 @@ class Answerer:
         image_tokens = self.model.config.image_tokens * tiles
         return encode_prompt(self.tokenizer, self.tokenizer.format, question, image_tokens, self.system)
 
-    def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
-        """Greedy answers, in the order of the questions. Neighbours of similar length share a batch at least cost."""
+    def answer(self, questions: Sequence[Question], max_new_tokens: int, decoding: Decoding = GREEDY) -> list[Answer]:
+        """Answers in the order of the questions. Neighbours of similar length share a batch at least cost."""
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}, must be at least 1")
         answers = []
         for start in range(0, len(questions), self.batch_size):
-            answers += self._batch(questions[start : start + self.batch_size], max_new_tokens)
+            batch, sampling = questions[start : start + self.batch_size], decoding.sampling(start, self.batch_size)
+            answers += self._batch(batch, max_new_tokens, decoding, sampling)
         return answers
 
-    def _batch(self, questions: Sequence[Question], max_new_tokens: int) -> list[Answer]:
+    def _batch(self, questions: Sequence[Question], max_new_tokens: int, decoding, sampling) -> list[Answer]:
         count = len(questions)
         tiles = [self._tiles(image) for image, _ in questions]
         prompts = [self.prompt(text, len(mine)) for mine, (_, text) in zip(tiles, questions, strict=True)]
@@ -91,7 +95,8 @@ class Answerer:
         tiles, prompts = (rows + rows[:1] * (self.batch_size - count) for rows in (tiles, prompts))
         (tokens, valid), images = self._pad_left(prompts), self._stack(tiles)
         stop = (self.tokenizer.end_id, self.tokenizer.eos_id)
-        out = run(self.model, self.params, tokens, valid, images, max_new_tokens=max_new_tokens, stop=stop)
+        options = dict(max_new_tokens=max_new_tokens, stop=stop, beams=decoding.beams)
+        out = run(self.model, self.params, tokens, valid, images, sampling, decoding.length_penalty, **options)
         return [self._answer(*row) for row in zip(*(np.asarray(a)[:count] for a in out), strict=True)]
 
     def _pad_left(self, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +128,11 @@ class Answerer:
         return Answer(text, tokens, stopped, gate_image, gate_text)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop"))
-def run(model: TroL, params, tokens, valid, images, *, max_new_tokens: int, stop: tuple[int, ...]):
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop", "beams"))
+def run(
+    model: TroL, params, tokens, valid, images, sampling=None, length_penalty=1.0, *,
+    max_new_tokens: int, stop: tuple[int, ...], beams: int = 1,
+):  # fmt: skip
     """tokens: int[B, T], valid: bool[B, T], images: uint8[B, M, height, width, C] or None.
 
     Returns (answers int32[B, max_new_tokens] as `generate` does, and the mean gates over image tokens and over the
@@ -132,8 +140,11 @@ def run(model: TroL, params, tokens, valid, images, *, max_new_tokens: int, stop
     """
     if images is not None:
         images = normalize(images, model.config.vision.mean, model.config.vision.std)
-    segment_ids = valid.astype(jnp.int32)
-    answers, out = generate(model, params, tokens, segment_ids, images, max_new_tokens=max_new_tokens, stop=stop)
+    inputs, options = (tokens, valid.astype(jnp.int32), images), dict(max_new_tokens=max_new_tokens, stop=stop)
+    if beams > 1:
+        answers, out = beam_search(model, params, *inputs, beams=beams, length_penalty=length_penalty, **options)
+    else:
+        answers, out = generate(model, params, *inputs, sampling, **options)
     gate = out["gate"].mean(axis=1)
 
     def mean(where):
