@@ -54,7 +54,7 @@ def test_prompt_mask():
 
 def test_cache_mask():
     valid = jnp.array([[False, True, True, True, False], [True, True, True, True, False]])
-    mask = cache_mask(valid, jnp.int32(2), 2)
+    mask = cache_mask(valid, jnp.full(len(valid), 2), 2)
     assert [[np.flatnonzero(row).tolist() for row in sample] for sample in mask] == [
         [[1, 2], [1, 2, 3]],
         [[0, 1, 2], [0, 1, 2, 3]],

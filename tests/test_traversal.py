@@ -198,3 +198,20 @@ def test_bfloat16_compute(family):
     half, out = run(dataclasses.replace(module, dtype=jnp.bfloat16), params, tokens, images)
     assert half.dtype == jnp.bfloat16 and out["kv"][0].dtype == jnp.bfloat16 and out["gate"].dtype == jnp.float32
     assert np.abs(half.astype(jnp.float32) - full).mean() < 0.05 * np.abs(full).mean() + 0.05
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_prompts_may_be_padded_on_either_side(family):
+    """Answers go behind the last token of each row, so that rows of any length share a cache without gaps."""
+    module, params = tiny.model(family)
+    prompts = [tiny.tokens(1, length, seed=length)[0] for length in (3, 6, 5)]
+    options = dict(max_new_tokens=5, stop=())
+    alone = [
+        generate(module, params, prompt[None], jnp.ones((1, len(prompt)), int), **options)[0] for prompt in prompts
+    ]
+    for side in (0, 1):
+        pad = [((8 - len(prompt), 0), (0, 8 - len(prompt)))[side] for prompt in prompts]
+        rows = jnp.stack([jnp.pad(prompt, each) for prompt, each in zip(prompts, pad, strict=True)])
+        real = jnp.stack([jnp.pad(jnp.ones_like(prompt), each) for prompt, each in zip(prompts, pad, strict=True)])
+        answers, _ = generate(module, params, rows, real, **options)
+        np.testing.assert_array_equal(answers, jnp.concatenate(alone))

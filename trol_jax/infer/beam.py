@@ -50,7 +50,7 @@ def beam_search(
 
     def body(carry):
         step, state, cache = carry
-        own = jnp.arange(cache.valid.shape[1]) == cache.index + jnp.arange(beams)[:, None]
+        own = jnp.arange(cache.valid.shape[1]) == (cache.index[:, None] + jnp.arange(beams))[..., None]
         state = state.replace(visible=state.visible | own)
         latest = jax.lax.dynamic_index_in_dim(state.tokens, step - 1, axis=2, keepdims=False)
         positions = jnp.broadcast_to(prompt_lengths + step - 1, latest.shape)

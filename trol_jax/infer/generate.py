@@ -20,7 +20,7 @@ def generate(
 ):  # fmt: skip
     """Answer a batch of prompts token by token; without `sampling` each is the most likely one.
 
-    tokens: int[B, T], padded on the left.
+    tokens: int[B, T], padded on either side.
     segment_ids: int[B, T], 0 = padding. images: float[B, M, height, width, C], normalised, or None.
     stop: ids that end an answer. Returns (answers int32[B, max_new_tokens], out): the stop token included, -1 after it;
     out["gate"]: float32[L, passes - 1, B, T] over the prompt.
@@ -46,11 +46,12 @@ def generate(
 
 
 def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int):
-    """Run the prompts: (logits of the next token float32[B, V], their cache with `new_slots` free slots, gate)."""
+    """Run prompts: (logits of the next token float32[B, V], cache with `new_slots` free slots, gate of the prompts)."""
     apply = functools.partial(model.apply, {"params": params})
     x, out = apply(tokens, images, segment_ids=segment_ids)
     cache = Cache.from_prompt(out["kv"], segment_ids != 0, tokens.shape[1] + new_slots)
-    return apply(x[:, -1:], method="logits")[:, 0], cache, out["gate"]
+    last = jnp.take_along_axis(x, cache.index[:, None, None] - 1, axis=1)
+    return apply(last, method="logits")[:, 0], cache, out["gate"]
 
 
 def decoder(model: TroL, params) -> Callable:

@@ -13,7 +13,7 @@ class Cache:
 
     valid: bool[B, S], slots that hold a token (padding does not count).
     lengths: int32[B], tokens so far and so the position of the next one.
-    index: int32[], the slot the next token of every row goes to.
+    index: int32[B], the slot the next token of each row goes to.
     """
 
     keys: Any
@@ -24,7 +24,9 @@ class Cache:
 
     @classmethod
     def from_prompt(cls, kv, valid: jax.Array, size: int) -> "Cache":
-        """kv: (keys, values) of a prompt, [L, B, T, K, H] each; valid: bool[B, T]. `size`: slots in all, T included."""
+        """kv: (keys, values) of prompts padded on either side, [L, B, T, K, H] each; valid: bool[B, T]. `size`: slots
+        in all, T included. Tokens to come go behind the last one, over padding on the right.
+        """
         grow = size - valid.shape[1]
         keys, values = ([jnp.pad(layer, ((0, 0), (0, grow), (0, 0), (0, 0))) for layer in by_layer] for by_layer in kv)
         return cls(
@@ -32,18 +34,22 @@ class Cache:
             values=values,
             valid=jnp.pad(valid, ((0, 0), (0, grow))),
             lengths=valid.sum(axis=1, dtype=jnp.int32),
-            index=jnp.int32(valid.shape[1]),
+            index=jnp.max(jnp.arange(1, valid.shape[1] + 1) * valid, axis=1).astype(jnp.int32),
         )
 
     def admit(self, valid: jax.Array) -> "Cache":
         """Mark the next valid.shape[1] slots; their keys and values are written by the layers. valid: bool[B, T]."""
         return self.replace(
-            valid=jax.lax.dynamic_update_slice(self.valid, valid, (0, self.index)),
+            valid=write(self.valid, valid, self.index),
             lengths=self.lengths + valid.sum(axis=1, dtype=jnp.int32),
             index=self.index + valid.shape[1],
         )
 
 
 def write(slots: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-    """Put new [B, T, K, H] into slots [B, S, K, H] from slot `index` on."""
-    return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, index, 0, 0))
+    """Put new [B, T, ...] into slots [B, S, ...] from slot `index` [B] of each row on."""
+
+    def write_row(slots, new, index):
+        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), index, axis=0)
+
+    return jax.vmap(write_row)(slots, new, index)

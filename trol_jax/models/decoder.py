@@ -23,7 +23,7 @@ class Context:
     cos: jax.Array  # float32[B, T, H / 2]
     sin: jax.Array
     image_mask: jax.Array  # bool[B, T], where partial LoRA applies
-    index: jax.Array | None = None  # int32[], cache slot of the first token
+    index: jax.Array | None = None  # int32[B], cache slot of the first token
 
 
 class Pass(nn.Module):

@@ -31,10 +31,10 @@ def prompt_mask(segment_ids: jax.Array, turn_ids: jax.Array | None = None) -> ja
 
 
 def cache_mask(valid: jax.Array, index: jax.Array, length: int) -> jax.Array:
-    """Mask of `length` new tokens in slots index, index + 1, ... over a cache.
+    """Mask of `length` new tokens in slots index, index + 1, ... of each row over a cache.
 
-    valid: bool[B, S] (slots that hold a token, the new ones included), index: int[].
+    valid: bool[B, S] (slots that hold a token, the new ones included), index: int[B].
     Returns bool[B, T, S].
     """
     slots = jnp.arange(valid.shape[1])
-    return valid[:, None, :] & (slots[None, None, :] <= index + jnp.arange(length)[None, :, None])
+    return valid[:, None, :] & (slots <= (index[:, None] + jnp.arange(length))[..., None])
