@@ -175,6 +175,7 @@ def test_files_may_lie_in_a_folder(tmp_path):
 def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
     """One after the other, in pieces; read back by rows, sharded and cast."""
     monkeypatch.setattr(checkpoint, "PIECE", 40)
+    folder = tmp_path / "c ü%41#?"  # no part of a URL
     shapes = {"a": (8, 6), "bb": (), "ccc": (3, 4), "dddd": (8,), "e": (7, 2, 5)}
     arrays = {n: np.random.default_rng(0).normal(size=s).astype(np.float16) for n, s in shapes.items()}
     made = []
@@ -186,11 +187,11 @@ def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
             yield array[start : start + 3] if array.ndim else array
 
     lazy = {n: checkpoint.Lazy(s, np.dtype(np.float16), functools.partial(blocks, n)) for n, s in shapes.items()}
-    with Checkpoints(tmp_path / "c") as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         checkpoints.save(0, {"params": lazy}, data_state=None, config=None)
     assert sorted(made) == [*"aaa", "bb", "ccc", *["dddd"] * 3, *"eee"]
     assert len(list(itertools.groupby(made))) == len(shapes)
-    step = tmp_path / "c" / "0"
+    step = folder / "0"
     stored = checkpoint.arrays_in(step, "params/")
     assert {n: (tuple(a.shape), a.dtype) for n, a in stored.items()} == {n: (s, np.float16) for n, s in shapes.items()}
     for name, array in arrays.items():

@@ -249,7 +249,8 @@ def arrays_in(step_dir: str | os.PathLike, within: str = "") -> dict[str, jax.Sh
 
 def open_array(step_dir: str | os.PathLike, name: str) -> tensorstore.TensorStore:
     """One array by its name in the manifest: `array[2:4].read()` is a future of these rows. Checksums: `arrays_in`."""
-    state = (Path(step_dir).absolute() / STATE).as_uri()
+    # Not a URL: any name of a folder will do.
+    state = {"driver": "file", "path": f"{Path(step_dir).absolute() / STATE}/"}
     kvstore = {"driver": "ocdbt", "base": state, "path": name.replace("/", ".")}
     mapped = tensorstore.Context({"file_io_mode": {"mode": "memmap"}})  # half the time of reading into new memory
     return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, read=True, context=mapped).result()
