@@ -16,12 +16,11 @@ from trol_jax.data.prompts import SYSTEM, encode_prompt
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 from trol_jax.infer.beam import beam_search
-from trol_jax.infer.decoding import Decoding
+from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.generate import generate
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.image import normalize
 
-GREEDY = Decoding()
 BUCKET = 16  # prompts are padded to a multiple of this many tokens, so that few lengths are compiled
 
 Question = tuple[np.ndarray | None, str]  # picture uint8[height, width, 3] of any size, and what is asked

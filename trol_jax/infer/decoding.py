@@ -48,3 +48,6 @@ class Decoding:
             same(self.top_p, jnp.float32),
             jnp.asarray(seeds, jnp.uint32),
         )
+
+
+GREEDY = Decoding()
