@@ -11,6 +11,7 @@ from trol_jax.infer.sampling import Sampling, sample
 from trol_jax.models.cache import Cache
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL
+from trol_jax.ops.image import normalize
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop"))
@@ -43,6 +44,13 @@ def generate(
     first = sample(logits, jnp.int32(0), sampling)
     answers = jax.lax.while_loop(unfinished, body, (jnp.int32(0), first, cache, answers))[-1]
     return answers, {"gate": gate}
+
+
+def inputs(model: TroL, tokens, tiles):
+    """Prompts int[B, T], padded with -1, and tiles uint8[B, M, height, width, C] or None -> what `prefill` takes."""
+    if tiles is not None:
+        tiles = normalize(tiles, model.config.vision.mean, model.config.vision.std)
+    return jnp.maximum(tokens, 0), (tokens >= 0).astype(jnp.int32), tiles
 
 
 def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int):
