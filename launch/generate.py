@@ -83,11 +83,11 @@ def answer_file(decoding) -> None:
     if IMAGE.value:
         raise UserError('--image does not go with --questions; each line of the file names its own under "image"')
     count = len(questions.read(QUESTIONS.value))
-    step_dir = checkpoint.resolve(CHECKPOINT.value)
+    answerer, step_dir = Answerer.load(CHECKPOINT.value), checkpoint.resolve(CHECKPOINT.value)
     options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(decoding).items())
     source = f"{manifest.identity(step_dir)}, max_new_tokens {MAX_NEW_TOKENS.value}, {options}"
     options = (source, MAX_NEW_TOKENS.value, decoding, BATCH_SIZE.value)
-    lines = questions.answer(Answerer.load(step_dir), QUESTIONS.value, ANSWERS.value, *options)
+    lines = questions.answer(answerer, QUESTIONS.value, ANSWERS.value, *options)
     failed = [line for line in tqdm(lines, total=count, unit="question", dynamic_ncols=True) if "error" in line]
     if failed:
         raise UserError(

@@ -171,7 +171,7 @@ class Answerer:
         """In the order of the questions, each as soon as it and those before it are there.
 
         Up to `batch_size` are answered side by side, which changes no answer. A question draws with seed + its number,
-        by default 0, 1, ... One that cannot be asked raises a UserError; with `skip` that error takes its answer's place.
+        by default 0, 1, ... One that cannot be asked raises a UserError; with `skip` the error is its answer.
         """
         size = min(batch_size, len(questions))
         own = (
