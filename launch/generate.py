@@ -6,7 +6,6 @@ A file of them:     python -m launch.generate --checkpoint=runs/quickstart --que
 (trol_jax/infer/questions.py says what such a file holds)
 """
 
-import dataclasses
 import sys
 
 from absl import flags
@@ -45,6 +44,7 @@ def main(_):
     decoding = Decoding(
         beams=BEAMS.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, seed=SEED.value
     )
+    cli.keep_compiled()
     if QUESTIONS.value is not None:
         return answer_file(decoding)
     answerer = Answerer.load(CHECKPOINT.value)
@@ -84,8 +84,7 @@ def answer_file(decoding) -> None:
         raise UserError('--image does not go with --questions; each line of the file names its own under "image"')
     count = len(questions.read(QUESTIONS.value))
     answerer, step_dir = Answerer.load(CHECKPOINT.value), checkpoint.resolve(CHECKPOINT.value)
-    options = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(decoding).items())
-    source = f"{manifest.identity(step_dir)}, max_new_tokens {MAX_NEW_TOKENS.value}, {options}"
+    source = f"{manifest.identity(step_dir)}, {decoding} {MAX_NEW_TOKENS.value}"
     options = (source, MAX_NEW_TOKENS.value, decoding, BATCH_SIZE.value)
     lines = questions.answer(answerer, QUESTIONS.value, ANSWERS.value, *options)
     failed = [line for line in tqdm(lines, total=count, unit="question", dynamic_ncols=True) if "error" in line]

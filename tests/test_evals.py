@@ -138,7 +138,7 @@ def test_answers_of_another_checkpoint_or_other_pictures_are_kept(run, data, ask
     shutil.copy(other / "test" / "images" / "0.png", other / "test" / "images" / "1.png")
     asked.clear()
     for checkpoint, root in ((run, data), (run / "checkpoints" / "1", other)):
-        with pytest.raises(UserError, match=r"holds answers of another measurement \(step 1, .*name another --output"):
+        with pytest.raises(UserError, match=r"holds answers of another measurement \(step 1, .*write to another"):
             runner.evaluate(checkpoint, root=root, batch_size=5)
     assert not asked and before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     second = runner.evaluate(run, tmp_path / "second", root=data, batch_size=5)

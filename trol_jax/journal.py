@@ -42,7 +42,7 @@ class Journal:
             if source != self.source:
                 raise UserError(
                     f"{self.path} holds answers of another measurement ({source}; this one is {self.source}); "
-                    f"name another --output, or remove that file"
+                    f"write to another, or remove it"
                 )
             if wanted is not None and wanted.items() <= old.items():
                 known[old["id"]] = old
@@ -91,5 +91,5 @@ def explained(path: Path):
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room or name another --output, then start again"
+            f"cannot write {path}: {error.strerror or error}; make room or write elsewhere, then start again"
         ) from error

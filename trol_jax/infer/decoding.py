@@ -36,6 +36,13 @@ class Decoding:
         if self.beams > 1 and self.temperature:
             raise UserError(f"beams is {self.beams} and temperature {self.temperature}: choose a search or drawing")
 
+    def __str__(self) -> str:
+        """What is not as by default; "greedy" when nothing is."""
+        changed = [
+            f"{f.name} {value}" for f in dataclasses.fields(self) if (value := getattr(self, f.name)) != f.default
+        ]
+        return ", ".join(changed) or "greedy"
+
 
 GREEDY = Decoding()
 
