@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from trol_jax import checkpoint
 from trol_jax.errors import UserError
