@@ -24,9 +24,8 @@ def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: in
     served = {}
     for path in paths:
         step_dir = checkpoint.resolve(path)
-        name = (
-            Path(path).absolute().name if step_dir.parent.name != checkpoint.CHECKPOINTS else step_dir.parents[1].name
-        )
+        in_run = step_dir.parent.name == checkpoint.CHECKPOINTS
+        name = (step_dir.parents[1] if in_run else step_dir).absolute().name
         if name in served:
             raise UserError(f"two checkpoints are called {name}; rename the folder of one")
         answerer = Answerer.load(step_dir)
