@@ -1,7 +1,6 @@
 """Answers to questions about pictures: a checkpoint, its tokeniser, and what turns a question into tokens and back."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -144,9 +143,9 @@ class Answerer:
         return Answer(self.text(tokens), tokens, stopped, request.tokens, request.gate, *means)
 
     # ------------------------------------------------------------------ many at a time
-    def serve(self, size: int = 8, length: int = 2048, chunk: int = 8, waiting: int | None = None) -> Server:
+    def serve(self, size: int = 8, *, waiting: int | None = None, **options) -> Server:
         """See `Engine` and `Server`."""
-        return Server(Engine(self.model, self.params, self.stop, size, length, chunk), waiting)
+        return Server(Engine(self.model, self.params, self.stop, size, **options), waiting)
 
     def reply(self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY) -> Iterator[str]:
         """The answer to one question in pieces, as they come; what beams find comes as a whole."""
@@ -155,7 +154,7 @@ class Answerer:
             self._search([request], rows=1)
             yield from self.stream(request)
         else:
-            with self.serve(1, padded(len(request.tokens)) + max_new_tokens, chunk=1) as server:
+            with self.serve(1, chunk=1) as server:
                 yield from self.stream(server.submit(request))
 
     def answer(
@@ -173,7 +172,7 @@ class Answerer:
         Up to `batch_size` are answered side by side, which changes no answer. A question draws with seed + its number,
         by default 0, 1, ... One that cannot be asked raises a UserError; with `skip` the error is its answer.
         """
-        size = min(batch_size, len(questions))
+        size = max(1, min(batch_size, len(questions)))
         own = (
             dataclasses.replace(decoding, seed=(decoding.seed + i) % 2**32) for i in numbers or range(len(questions))
         )
@@ -184,8 +183,7 @@ class Answerer:
                     self._search(sound, size)
                 yield from map(self.finish, batch)
             return
-        longest = self._longest(questions)
-        with self.serve(size, padded(longest) + max_new_tokens, min(max_new_tokens, Engine.chunk)) as server:
+        with self.serve(size, chunk=min(max_new_tokens, Engine.chunk)) as server:
             asked = collections.deque()
             for request in requests:
                 asked.append(server.submit(request) if isinstance(request, Request) else request)
@@ -201,15 +199,6 @@ class Answerer:
                 if not skip:
                     raise
                 yield error
-
-    def _longest(self, questions: Sequence[Question]) -> int:
-        """Tokens of the longest prompt, should every picture take as many tiles as one can."""
-        tiles, longest = self.model.config.max_tiles, 0
-        for question in questions:
-            with contextlib.suppress(UserError):  # raised when it is asked
-                most = [tiles + 1 if tiles > 1 else 1] * len(question.pictures)
-                longest = max(longest, len(self.prompt(question, most)))
-        return longest
 
     def _search(self, requests: list[Request], rows: int) -> None:
         """Answers requests of the same options by beam search, in a batch of so many rows."""

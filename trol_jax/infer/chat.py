@@ -6,7 +6,7 @@ from trol_jax.errors import UserError
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import GREEDY, Decoding
 
-HELP = "/image FILE adds a picture and begins anew, /new begins anew without, /exit ends"
+HELP = "/image FILE begins anew with a picture, /new without, /exit ends"
 
 
 def chat(
@@ -23,7 +23,7 @@ def chat(
         if command == "/exit":
             return
         if command in ("/new", "/image"):
-            pictures, history = [*pictures, rest.strip()] if rest.strip() else [], []
+            pictures, history = [rest.strip()] if rest.strip() else [], []
         elif command.startswith("/"):
             yield f"{HELP}\n"
         elif line:

@@ -16,7 +16,7 @@ from flax import struct
 
 from trol_jax.infer.generate import decoder, inputs, prefill
 from trol_jax.infer.sampling import Sampling, sample
-from trol_jax.models.cache import Cache
+from trol_jax.models.cache import Cache, stored
 from trol_jax.models.trol import TroL
 
 
@@ -29,9 +29,12 @@ class Slots:
     sampling: Sampling
 
 
+SHORTEST = 256  # tokens of a slot at first
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
-    """size: slots; length: tokens that a slot holds, prompt and answer; chunk: tokens decoded between two looks.
+    """size: slots; length: tokens that a slot may hold, prompt and answer; chunk: tokens decoded between two looks.
 
     The parameters are on the device once, for prompts and answers alike, when `model.separate` is set and each layer's
     are arrays of their own (`models.layers.unstack_layers`).
@@ -41,30 +44,32 @@ class Engine:
     params: dict
     stop: tuple[int, ...]
     size: int = 8
-    length: int = 2048
+    length: int = 32768
     chunk: int = 8
+    cache: jnp.dtype | None = None  # of keys and values: the model's, bfloat16 or int8
 
     def start(self) -> Slots:
-        """Slots that are all free."""
-        return _start(self.model, self.size, self.length)
+        """Slots that are all free, and short."""
+        return _start(self.model, self.size, min(SHORTEST, self.length), self.cache)
+
+    def fit(self, slots: Slots, tokens: int) -> Slots:
+        """Slots that hold so many tokens: as they are, or twice as long, or four times, ..."""
+        while (length := slots.cache.valid.shape[1]) < tokens:
+            slots = _grow(slots, min(2 * length, self.length))
+        return slots
 
     def prompt(self, tokens: np.ndarray, tiles: np.ndarray | None):
         """tokens: int[P, T], padded with -1 on the right; tiles: uint8[P, M, height, width, C] or None.
 
         Returns what `admit` takes, and last the gate of each token, float32[P, L, T], the mean over a layer's passes.
         """
-        return _prompt(self.model, self.params, tokens, tiles)
+        return _prompt(self.model, self.params, tokens, tiles, self.cache)
 
-    def admit(self, slots: Slots, free: Sequence[int], prompts, limits: Sequence[int], samplings: Sampling) -> Slots:
-        """Puts what `prompt` returned into free slots, with the first token of each answer. `slots` is used up.
-
-        Prompts beyond the last of `free` are left out.
+    def admit(self, slots: Slots, where: Sequence[int], prompts, limits: Sequence[int], samplings: Sampling) -> Slots:
+        """Puts what `prompt` returned into the free slots `where`, `size` = leave out, and chooses each answer's first
+        token. All have an entry a prompt. `slots` is used up.
         """
-        rows = len(prompts[0])
-        free, limits = (
-            np.array([*given, *[fill] * rows][:rows], np.int32) for given, fill in ((free, self.size), (limits, 0))
-        )
-        return _admit(slots, free, *prompts, limits, samplings)
+        return _admit(slots, np.array(where, np.int32), *prompts, np.array(limits, np.int32), samplings)
 
     def decode(self, slots: Slots) -> tuple[Slots, jax.Array]:
         """Up to `chunk` tokens of every answer: int32[B, chunk], -1 where there is none. `slots` is used up."""
@@ -83,20 +88,34 @@ def padded(length: int) -> int:
     return -(-length // step) * step
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(model: TroL, size: int, length: int) -> Slots:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start(model: TroL, size: int, length: int, dtype) -> Slots:
     c = model.config.decoder
     zeros = functools.partial(jnp.zeros, size)
-    layers = [[jnp.zeros((size, length, c.kv_heads, c.head_dim), model.dtype)] * c.layers] * 2
-    cache = Cache(*layers, valid=jnp.zeros((size, length), bool), lengths=zeros(jnp.int32), index=zeros(jnp.int32))
+    empty = stored([jnp.zeros((size, length, c.kv_heads, c.head_dim), model.dtype)] * 2, dtype or model.dtype)
+    cache = Cache(
+        kv=tuple([a] * c.layers for a in empty),
+        valid=jnp.zeros((size, length), bool),
+        lengths=zeros(jnp.int32),
+        index=zeros(jnp.int32),
+    )
     sampling = Sampling(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.uint32))
     return Slots(cache, token=jnp.full(size, -1), step=zeros(jnp.int32), limit=zeros(jnp.int32), sampling=sampling)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _prompt(model: TroL, params, tokens, tiles):
+@functools.partial(jax.jit, static_argnums=1)
+def _grow(slots: Slots, length: int) -> Slots:
+    def pad(a, axis):
+        return jnp.pad(a, [(0, length - a.shape[axis] if i == axis else 0) for i in range(a.ndim)])
+
+    kv = jax.tree.map(lambda a: pad(a, 2), slots.cache.kv)
+    return slots.replace(cache=slots.cache.replace(kv=kv, valid=pad(slots.cache.valid, 1)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "dtype"))
+def _prompt(model: TroL, params, tokens, tiles, dtype):
     """(logits float32[P, V], cache of the prompts, gate float32[P, L, T])."""
-    logits, cache, gate = prefill(model, params, *inputs(model, tokens, tiles), 0)
+    logits, cache, gate = prefill(model, params, *inputs(model, tokens, tiles), 0, dtype)
     return logits, cache, gate.mean(axis=1).swapaxes(0, 1)
 
 
@@ -105,14 +124,14 @@ def _admit(slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampli
     nothing = jnp.zeros_like(limits)
     new = Slots(prompts, sample(logits, nothing, samplings), nothing, limits, samplings)
     length = prompts.valid.shape[1]
+    empty = slots.cache.replace(valid=slots.cache.valid.at[free].set(False, mode="drop"))
 
     def put(rows, new):
-        if rows.ndim == 1:
-            return rows.at[free].set(new, mode="drop")
-        return rows.at[free, :length].set(new.astype(rows.dtype), mode="drop")
+        # Of what has slots for tokens the first are written: [B, S] or [B, K, S, ...].
+        where = (free, *[slice(None)] * (rows.ndim > 2), *[slice(length)] * (rows.ndim > 1))
+        return rows.at[where].set(new, mode="drop")
 
-    slots = slots.replace(cache=slots.cache.replace(valid=slots.cache.valid.at[free].set(False, mode="drop")))
-    return jax.tree.map(put, slots, new)
+    return jax.tree.map(put, slots.replace(cache=empty), new)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stop", "chunk"), donate_argnames="slots")

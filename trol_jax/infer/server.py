@@ -7,11 +7,13 @@ import queue
 import threading
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from trol_jax.errors import UserError
 from trol_jax.infer.decoding import GREEDY, Decoding, sampling
 from trol_jax.infer.engine import Engine, padded
+from trol_jax.infer.sampling import Sampling
 
 PROMPT_TOKENS = 16384  # of prompts that are run together
 
@@ -65,6 +67,17 @@ class Request:
         self._cancelled = True
 
 
+@dataclasses.dataclass
+class Ready:
+    """Prompts that were run together. requests: by row, those that have no slot yet."""
+
+    requests: dict[int, Request] = dataclasses.field(default_factory=dict)
+    prompts: list = dataclasses.field(default_factory=list)  # for `Engine.admit`
+    limits: list[int] = dataclasses.field(default_factory=list)
+    samplings: Sampling | None = None
+    gate: jax.Array | None = None
+
+
 class Server:
     """Runs an engine in a thread of its own. Requests are admitted in the order of `submit`."""
 
@@ -72,6 +85,7 @@ class Server:
         """waiting: requests that may wait for a slot; by default any number."""
         self.engine, self._limit = engine, waiting
         self._waiting: collections.deque[Request] = collections.deque()
+        self._ready = Ready()
         self._running: dict[int, Request] = {}  # by slot
         self._wake, self._end = threading.Condition(), None
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
@@ -92,7 +106,7 @@ class Server:
     @property
     def load(self) -> tuple[int, int]:
         """Requests that are being answered, and that wait."""
-        return len(self._running), len(self._waiting)
+        return len(self._running), len(self._ready.requests) + len(self._waiting)
 
     def close(self) -> None:
         """Ends what is running and what waits, with an error for those who listen."""
@@ -124,10 +138,11 @@ class Server:
             while self._wait():
                 slots = self._admit(slots)
                 slots, said = self.engine.decode(slots)
+                self._prefill()  # of some that wait, at the same time where the device can
                 slots = self._deliver(slots, np.asarray(said))
         except BaseException as error:
             self._stop(error)
-        for request in [*self._running.values(), *self._waiting]:
+        for request in [*self._running.values(), *self._ready.requests.values(), *self._waiting]:
             request.fail(self._end)
 
     def _stop(self, reason: BaseException) -> None:
@@ -137,29 +152,40 @@ class Server:
 
     def _wait(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._end or self._running or self._waiting)
+            self._wake.wait_for(lambda: self._end or self._running or self._ready.requests or self._waiting)
             return not self._end
 
-    def _admit(self, slots):
-        """The first of those that wait, and those behind that are like it: one prompt run, then the others go on."""
-        free = [slot for slot in range(self.engine.size) if slot not in self._running]
-        batch = self._next(len(free))
+    def _prefill(self) -> None:
+        """Runs the prompts of the one that waits longest and of those like it; at most as many as slots are free, or
+        a quarter of all before any is.
+        """
+        free = self.engine.size - len(self._running)
+        batch = [] if self._ready.requests else self._next(free or max(1, self.engine.size // 4))
         if not batch:
-            return slots
-        rows = 1 << (len(batch) - 1).bit_length()
-        filled = batch + batch[:1] * (rows - len(batch))
-        tokens = np.full((rows, self._shape(batch[0])[0]), -1, np.int32)
+            return
+        self._ready = ready = Ready(dict(enumerate(batch)))
+        filled = batch + batch[:1] * ((1 << (len(batch) - 1).bit_length()) - len(batch))
+        tokens = np.full((len(filled), self._shape(batch[0])[0]), -1, np.int32)
         for row, request in zip(tokens, filled, strict=True):
             row[: len(request.tokens)] = request.tokens
         tiles = None if batch[0].tiles is None else np.stack([request.tiles for request in filled])
-        *prompts, gate = self.engine.prompt(tokens, tiles)
-        limits = [request.max_new_tokens for request in batch]
-        samplings = sampling([request.decoding for request in filled])
-        slots = self.engine.admit(slots, free[: len(batch)], prompts, limits, samplings)
-        for slot, request, each in zip(free, batch, np.asarray(gate), strict=False):
-            request.run(each)
-            self._running[slot] = request
-        return slots
+        *ready.prompts, ready.gate = self.engine.prompt(tokens, tiles)
+        ready.limits = [request.max_new_tokens for request in filled]
+        ready.samplings = sampling([request.decoding for request in filled])
+
+    def _admit(self, slots):
+        self._prefill()
+        ready = self._ready
+        free = (slot for slot in range(self.engine.size) if slot not in self._running)
+        if not (taken := dict(zip(list(ready.requests), list(free), strict=False))):
+            return slots
+        self._running |= {slot: ready.requests.pop(row) for row, slot in taken.items()}
+        for row, slot in taken.items():
+            self._running[slot].run(np.asarray(ready.gate[row]))
+        longest = max(len(request.tokens) + request.max_new_tokens for request in self._running.values())
+        slots = self.engine.fit(slots, max(longest, ready.prompts[1].valid.shape[1]))
+        where = [taken.get(row, self.engine.size) for row in range(len(ready.limits))]
+        return self.engine.admit(slots, where, ready.prompts, ready.limits, ready.samplings)
 
     def _next(self, most: int) -> list[Request]:
         """The one that waits longest, and of the others, in order, those whose prompts have its shape."""

@@ -29,5 +29,5 @@ def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: in
         if name in served:
             raise UserError(f"two checkpoints are called {name}; rename the folder of one")
         answerer = Answerer.load(step_dir)
-        served[name] = Served(name, answerer, answerer.serve(size, length, waiting=waiting))
+        served[name] = Served(name, answerer, answerer.serve(size, length=length, waiting=waiting))
     return served
