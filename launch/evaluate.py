@@ -2,9 +2,8 @@
 
 from absl import flags
 
-from launch import cli
+from launch import cli, model
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by default that of the run.")
 LIMIT = flags.DEFINE_integer(
     "limit", None, "Ask the first N questions only; a measurement of more of them stays as it is.", lower_bound=1
@@ -17,9 +16,8 @@ def main(_):
     from trol_jax.evals import runner
 
     cli.keep_compiled()
-    result = runner.evaluate(
-        CHECKPOINT.value, OUTPUT.value, limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value
-    )
+    options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value) | model.options()
+    result = runner.evaluate(model.CHECKPOINT.value, OUTPUT.value, **options)
     print(runner.report(result, OUTPUT.value))
 
 

@@ -19,6 +19,7 @@ from trol_jax import checkpoint, manifest, saved
 from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.evals import pictures
 from trol_jax.evals.easy_vqa import is_right, score
+from trol_jax.infer import weights
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.journal import Journal, write
 
@@ -33,11 +34,14 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 250,
     root: str | os.PathLike | None = None,
+    weight_kind: str | None = None,
+    cache: str | None = None,
 ) -> dict:
     """Ask the test questions (the first `limit` of them) and write ANSWERS, RESULT, SAMPLES and GATES into `output`.
 
-    output: by default the run's directory. root: data folder, by default the run's. Started again it goes on where it
-    was stopped, and asks nothing that this checkpoint has answered. Returns what RESULT holds.
+    output: by default the run's directory. root: data folder, by default the run's. weight_kind, cache: see
+    `Answerer.load`. Started again it goes on where it was stopped, and asks nothing that was answered in the same way.
+    Returns what RESULT holds.
     """
     began = time.monotonic()
     step_dir = checkpoint.resolve(path)
@@ -46,7 +50,8 @@ def evaluate(
     data = EasyVQA("test", root or (settings and settings.data.root) or None)
     everything = data.questions()
     rows = everything[:limit]
-    source = f"{source_of_answers(step_dir)}, data {data.fingerprint()}"
+    how = f"greedy {MAX_NEW_TOKENS}{weights.named(weight_kind, cache)}"
+    source = f"{manifest.identity(step_dir)}, {how}, data {data.fingerprint()}"
 
     # ------------------------------------------------------------------ what was answered before
     answers = Journal(output / ANSWERS, source)
@@ -60,7 +65,7 @@ def evaluate(
 
     # ------------------------------------------------------------------ ask
     if todo:
-        answerer = Answerer.load(step_dir)
+        answerer = Answerer.load(step_dir, weight_kind, cache)
         questions = [Question(row["question"], [row["image"]]) for row in todo]
         looks = dict(desc="evaluate", unit="question", mininterval=1.0, dynamic_ncols=True)
         with tqdm(initial=len(rows) - len(todo), total=len(rows), **looks) as bar:
@@ -124,11 +129,6 @@ def complete(output: Path, source: str, questions: int) -> dict | None:
         return result if same and all((output / name).exists() for name in wanted) else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-
-
-def source_of_answers(step_dir: Path) -> str:
-    """Names the checkpoint and how answers are taken from it. `batch_size` changes no answer and is not in it."""
-    return f"{manifest.identity(step_dir)}, greedy {MAX_NEW_TOKENS}"
 
 
 def run_directory(step_dir: Path) -> Path:

@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +16,13 @@ from trol_jax.data.images import load_image, prepare
 from trol_jax.data.prompts import SYSTEM, encode_prompt
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
+from trol_jax.infer import weights
 from trol_jax.infer.beam import beam_search
 from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.engine import Engine, padded
 from trol_jax.infer.generate import inputs
 from trol_jax.infer.server import Request, Server
-from trol_jax.models.layers import unstack_layers
-from trol_jax.models.trol import TroL, abstract_params
+from trol_jax.models.trol import TroL
 
 Picture = np.ndarray | bytes | str | os.PathLike  # uint8[height, width, 3] of any size, a file or its content
 
@@ -58,10 +57,15 @@ class Answerer:
     params: dict
     tokenizer: Tokenizer
     system: str  # system message; "" = none
+    cache: jnp.dtype | None = None  # see `Engine`
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Answerer":
-        """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer."""
+    def load(cls, path: str | os.PathLike, weight_kind: str | None = None, cache: str | None = None) -> "Answerer":
+        """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer.
+
+        weight_kind: one of `weights.KINDS`, by default as stored; all but float32 compute in bfloat16 (on a CPU in
+        float32). cache: bfloat16 or int8, by default what is computed in.
+        """
         step_dir = checkpoint.resolve(path)
         here = saved.read(step_dir)
         run = here.settings
@@ -72,10 +76,13 @@ class Answerer:
             )
         if here.tokenizer is None:
             raise UserError(f"{step_dir} cannot answer: it has no tokeniser; convert a folder that has one")
-        model = TroL(here.model, jnp.dtype(run.dtype if run else jnp.float32))
-        params = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(model)), as_stored=True)
-        model = dataclasses.replace(model, separate=True)
-        return cls(model, unstack_layers(params), here.tokenizer, run.data.system if run else SYSTEM)
+        if cache not in (None, "float32", "bfloat16", "int8"):
+            raise UserError(f"a cache in {cache!r} is not known; choose float32, bfloat16 or int8")
+        few = weight_kind not in (None, "float32") and jax.default_backend() != "cpu"
+        dtype = jnp.bfloat16 if few else jnp.dtype(run.dtype if run and weight_kind is None else jnp.float32)
+        model = TroL(here.model, dtype, separate=True)
+        params = weights.load(step_dir, model, weight_kind)
+        return cls(model, params, here.tokenizer, run.data.system if run else SYSTEM, cache and jnp.dtype(cache))
 
     # ------------------------------------------------------------------ questions to tokens
     def prompt(self, question: Question, tiles: Sequence[int]) -> list[int]:
@@ -145,7 +152,7 @@ class Answerer:
     # ------------------------------------------------------------------ many at a time
     def serve(self, size: int = 8, *, waiting: int | None = None, **options) -> Server:
         """See `Engine` and `Server`."""
-        return Server(Engine(self.model, self.params, self.stop, size, **options), waiting)
+        return Server(Engine(self.model, self.params, self.stop, size, cache=self.cache, **options), waiting)
 
     def reply(self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY) -> Iterator[str]:
         """The answer to one question in pieces, as they come; what beams find comes as a whole."""
@@ -208,7 +215,9 @@ class Answerer:
         for row, request in zip(tokens, filled, strict=True):
             row[: len(request.tokens)] = request.tokens
         images = _stack([request.tiles for request in filled])
-        size = dict(max_new_tokens=requests[0].max_new_tokens, stop=self.stop, beams=options.beams)
+        size = dict(
+            max_new_tokens=requests[0].max_new_tokens, stop=self.stop, beams=options.beams, cache_dtype=self.cache
+        )
         out = search(self.model, self.params, tokens, images, options.length_penalty, **size)
         for request, said, gate in zip(requests, *map(np.asarray, out), strict=False):
             request.run(gate)
@@ -232,12 +241,12 @@ def _stack(tiles: list[np.ndarray | None]) -> np.ndarray | None:
     return stacked
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop", "beams"))
-def search(model: TroL, params, tokens, images, length_penalty, *, max_new_tokens: int, stop, beams: int):
-    """tokens: int[B, T], padded with -1; images: uint8[B, M, height, width, C] or None.
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop", "beams", "cache_dtype"))
+def search(model: TroL, params, tokens, images, length_penalty, **options):
+    """tokens: int[B, T], padded with -1; images: uint8[B, M, height, width, C] or None; options: see `beam_search`.
 
     Returns (answers int32[B, max_new_tokens], -1 behind their ends; gate float32[B, L, T]).
     """
-    options = dict(length_penalty=length_penalty, max_new_tokens=max_new_tokens, stop=stop, beams=beams)
-    answers, out = beam_search(model, params, *inputs(model, tokens, images), **options)
+    prompts = inputs(model, tokens, images)
+    answers, out = beam_search(model, params, *prompts, length_penalty=length_penalty, **options)
     return answers, out["gate"].mean(axis=1).swapaxes(0, 1)

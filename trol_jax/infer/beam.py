@@ -29,16 +29,18 @@ class Beams:
     done: jax.Array  # bool[B]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop", "beams"))
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop", "beams", "cache_dtype"))
 def beam_search(
     model: TroL, params, tokens, segment_ids, images=None, *, max_new_tokens: int, stop: tuple[int, ...],
-    beams: int = 5, length_penalty: float = 1.0,
+    beams: int = 5, length_penalty: float = 1.0, cache_dtype=None,
 ):  # fmt: skip
     """As `generate`, with `beams` candidates for each answer; out["score"]: float32[B], the mean log-probability.
 
+    cache_dtype: by default the model's.
+
     Source: trol/test.py asks for 5 beams and a length penalty of 1.
     """
-    logits, cache, gate = prefill(model, params, tokens, segment_ids, images, beams * max_new_tokens)
+    logits, cache, gate = prefill(model, params, tokens, segment_ids, images, beams * max_new_tokens, cache_dtype)
     state = _start(cache.valid, beams, max_new_tokens)
     step_once, choose = decoder(model, params), functools.partial(_choose, stop=stop, length_penalty=length_penalty)
     state = choose(state, jnp.repeat(logits[:, None], beams, axis=1), jnp.int32(0))

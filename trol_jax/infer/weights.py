@@ -59,6 +59,11 @@ def load(path: str | os.PathLike, model: TroL, kind: str | None = None) -> dict:
     return unflatten_dict(params, sep="/")
 
 
+def named(weight_kind: str | None, cache: str | None) -> str:
+    """What is not as by default, for the record of a measurement."""
+    return "".join(f", {name} {value}" for name, value in (("weights", weight_kind), ("cache", cache)) if value)
+
+
 def size(params: Any) -> int:
     """Bytes of parameters (or of a cache) on the device. `nbytes` would count a whole one for each uint4."""
     return sum(math.ceil(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) / 8) for leaf in jax.tree.leaves(params))
