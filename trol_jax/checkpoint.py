@@ -41,6 +41,7 @@ from trol_jax.manifest import verify
 from trol_jax.rows import Rows
 
 CHECKPOINTS = "checkpoints"  # the folder of a run directory
+PARAMS = "params/"  # how the names of parameters begin
 STATE, DATA, CONFIG = "state", "data.json", "config.json"
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
@@ -227,14 +228,25 @@ def restore_params(path: str | os.PathLike, abstract_params: Any, *, as_stored: 
     They are cast to the dtypes of `abstract_params`; with `as_stored` they keep their own.
     """
     step_dir = resolve(path)
-    _require_sound(step_dir)
-    stored, wanted = manifest.read(step_dir)["arrays"], {"params": abstract_params}
-    own = {
-        name: jax.ShapeDtypeStruct(leaf.shape, stored.get(name, _describe(leaf))["dtype"], sharding=_sharding(leaf))
-        for name, leaf in _named(wanted).items()
+    wanted, stored = {"params": abstract_params}, stored_params(step_dir, abstract_params)
+    own = [
+        jax.ShapeDtypeStruct(leaf.shape, stored[name].dtype, sharding=_sharding(leaf))
+        for name, leaf in _named(abstract_params).items()
+    ]
+    own = jax.tree.unflatten(jax.tree.structure(wanted), own)
+    return _read_arrays(step_dir, own, only=PARAMS, into=own if as_stored else wanted)["params"]
+
+
+def stored_params(step_dir: str | os.PathLike, abstract_params: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """`arrays_in` of the parameters. UserError unless they are those of `abstract_params`, dtypes apart."""
+    stored = arrays_in(step_dir, PARAMS)
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, stored.get(name, leaf).dtype)
+        for name, leaf in _named(abstract_params).items()
     }
-    own = jax.tree.unflatten(jax.tree.structure(wanted), own.values())
-    return _read_arrays(step_dir, own, only="params/", into=own if as_stored else wanted)["params"]
+    described = ({PARAMS + name: _describe(leaf) for name, leaf in tree.items()} for tree in (stored, wanted))
+    _require_same(Path(step_dir), *described)
+    return stored
 
 
 def arrays_in(step_dir: str | os.PathLike, within: str = "") -> dict[str, jax.ShapeDtypeStruct]:
@@ -325,15 +337,18 @@ def _require_sound(step_dir: Path, only: list[str] | None = None) -> None:
     raise UserError(f"checkpoint {step_dir} is damaged: {_some(problems)}; {advice}")
 
 
-def _read_arrays(step_dir: Path, abstract: Any, only: str = "", into: Any = None) -> Any:
-    wanted = _named(abstract)
-    stored = {name: array for name, array in manifest.read(step_dir)["arrays"].items() if name.startswith(only)}
-    differences = manifest.differences(stored, {name: _describe(leaf) for name, leaf in wanted.items()})
-    if differences:
+def _require_same(step_dir: Path, stored: dict[str, dict], wanted: dict[str, dict]) -> None:
+    if differences := manifest.differences(stored, wanted):
         raise UserError(
             f"checkpoint {step_dir} is of another model: {_some(differences)}; "
             f"use the settings it was trained with ({step_dir / CONFIG})"
         )
+
+
+def _read_arrays(step_dir: Path, abstract: Any, only: str = "", into: Any = None) -> Any:
+    wanted = _named(abstract)
+    stored = {name: array for name, array in manifest.read(step_dir)["arrays"].items() if name.startswith(only)}
+    _require_same(step_dir, stored, {name: _describe(leaf) for name, leaf in wanted.items()})
     item = unflatten_dict(_named(abstract if into is None else into), sep="/")
     arguments = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(sharding=_sharding(leaf), global_shape=leaf.shape, dtype=leaf.dtype), item

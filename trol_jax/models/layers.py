@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from trol_jax.ops import norms
+from trol_jax.ops.quantization import product
 
 Axes = tuple[str | None, ...]
 
@@ -38,11 +39,11 @@ class Linear(nn.Module):
             )  # fmt: skip
             init = init if scale else nn.initializers.zeros_init()
             init = nn.with_logical_partitioning(init, axes)
-            return self.param(name, init, (*inputs, *outputs)).astype(self.dtype)
+            return self.param(name, init, (*inputs, *outputs))  # or what `ops.quantization` makes of it
 
         w = kernel("kernel", self.inputs, self.outputs, self.axes)
         x = x.astype(self.dtype)
-        y = jnp.tensordot(x, w, axes=n_in)
+        y = product(x, w, n_in)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes)
             y += self.param("bias", zeros, self.outputs).astype(self.dtype)
@@ -52,7 +53,7 @@ class Linear(nn.Module):
             if lora_mask is not None:
                 low = x * lora_mask.reshape(lora_mask.shape + (1,) * n_in).astype(self.dtype)
                 low = nn.Dropout(self.lora_dropout)(low, deterministic=deterministic)
-                y += jnp.tensordot(jnp.tensordot(low, a, axes=n_in), b, axes=1)
+                y += product(product(low, a, n_in), b, 1)
         return y
 
 
