@@ -1,5 +1,7 @@
 """What every program of this folder does around its job."""
 
+import os
+import platform
 import sys
 
 from absl import app, flags, logging
@@ -13,6 +15,18 @@ def run(main, required: list[str]) -> None:
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
+
+
+def keep_compiled() -> None:
+    """Programs compiled once are found again by the next process of this machine; JAX_COMPILATION_CACHE_DIR says where,
+    or the user's cache folder.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "trol_jax", platform.node()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def parse(argv):

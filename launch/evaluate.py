@@ -16,6 +16,7 @@ ROOT = flags.DEFINE_string("root", None, "Data folder with test/; by default the
 def main(_):
     from trol_jax.evals import runner
 
+    cli.keep_compiled()
     result = runner.evaluate(
         CHECKPOINT.value, OUTPUT.value, limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value
     )

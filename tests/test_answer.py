@@ -16,19 +16,20 @@ from PIL import Image
 import fixtures
 import tiny
 from trol_jax.errors import UserError
-from trol_jax.infer.answer import Answerer
-from trol_jax.infer.decoding import Decoding
+from trol_jax.infer.answer import Answerer, Question
+from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.ops.image import normalize
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(3)]
 LONG = "is there a red shape in the image and what color is the blue circle?"
 MIXED = [
-    (PICTURES[0], "what color is it?"),
-    (None, "what shape is in the image?"),
-    (PICTURES[1], LONG),
-    (PICTURES[2], "is there a red shape?"),
-    (PICTURES[1], "what color is it?"),
+    Question("what color is it?", PICTURES[:1]),
+    Question("what shape is in the image?"),
+    Question(LONG, PICTURES[1:2]),
+    Question("is there a red shape?", PICTURES[1:]),
+    Question("what color is it?", PICTURES[1:2]),
+    Question("and the other?", PICTURES[:1], [("what color is it?", "red"), (LONG, "yes")]),
 ]
 
 
@@ -45,7 +46,11 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answerer(run):
-    return Answerer.load(run, batch_size=3)
+    return Answerer.load(run)
+
+
+def ask(answerer, questions, decoding=GREEDY, batch_size=3):
+    return list(answerer.answer(questions, 4, decoding, batch_size))
 
 
 def same(a, b):
@@ -56,63 +61,63 @@ def same(a, b):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_answers_do_not_depend_on_the_batch(family, tmp_path):
-    answerer = Answerer.load(fixtures.save_run(tmp_path, family), batch_size=3)
-    lengths = {len(answerer.prompt(text, image is not None)) for image, text in MIXED}
-    assert len(lengths) > 2
-    together = answerer.answer(MIXED, 4)
+    answerer = Answerer.load(fixtures.save_run(tmp_path, family))
+    lengths = {len(answerer.prompt(question, [1] * len(question.pictures))) for question in MIXED}
+    assert len(lengths) == 5
+    together = ask(answerer, MIXED)
     for question, answer in zip(MIXED, together, strict=True):
-        same(answerer.answer([question], 4)[0], answer)
-    shuffled = answerer.answer(MIXED[::-1], 4)
-    for one, other in zip(shuffled[::-1], together, strict=True):
+        same(ask(answerer, [question])[0], answer)
+    for one, other in zip(ask(answerer, MIXED[::-1])[::-1], together, strict=True):
         same(one, other)
     assert len({tuple(answer.tokens) for answer in together}) > 2
     assert not np.allclose(together[0].gate_image, together[4].gate_image)  # the picture matters
 
 
 def test_gates_are_those_of_the_prompt(answerer):
-    image, text = MIXED[0]
-    prompt = np.array([answerer.prompt(text, True)])
+    prompt = np.array([answerer.prompt(MIXED[0], [1])])
     vision = answerer.model.config.vision
-    pictures = normalize(jnp.asarray(image), vision.mean, vision.std)[None, None]
+    pictures = normalize(jnp.asarray(PICTURES[0]), vision.mean, vision.std)[None, None]
     _, out = jax.jit(answerer.model.apply)({"params": answerer.params}, prompt, pictures)
     gate, is_image = np.asarray(out["gate"])[:, 0, 0], prompt[0] == answerer.tokenizer.image_id
-    (answer,) = answerer.answer([MIXED[0]], 4)
+    (answer,) = ask(answerer, [MIXED[0]])
+    assert answer.prompt == prompt[0].tolist()
+    np.testing.assert_allclose(answer.gate, gate, rtol=1e-5)
     np.testing.assert_allclose(answer.gate_image, gate[:, is_image].mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(answer.gate_text, gate[:, ~is_image].mean(axis=1), rtol=1e-5)
-    (text_only,) = answerer.answer([MIXED[1]], 4)
+    (text_only,) = ask(answerer, [MIXED[1]])
     assert np.isnan(text_only.gate_image).all() and np.isfinite(text_only.gate_text).all()
 
 
 def test_a_picture_of_another_size_is_resized(answerer):
     large = np.asarray(Image.fromarray(PICTURES[0]).resize((64, 48), Image.Resampling.NEAREST))
-    (answer,) = answerer.answer([(large, "what color is it?")], 4)
-    (original,) = answerer.answer([(PICTURES[0], "what color is it?")], 4)
+    (answer,) = ask(answerer, [Question("what color is it?", [large])])
+    (original,) = ask(answerer, MIXED[:1])
     np.testing.assert_allclose(answer.gate_image, original.gate_image, atol=0.1)
 
 
 def test_an_answer_ends_at_the_end_mark_which_is_not_text(answerer):
-    (free,) = answerer.answer([MIXED[0]], 4)
+    (free,) = ask(answerer, MIXED[:1])
     assert len(free.tokens) == 4 and not free.stopped
     last = next(i for i in range(1, 4) if free.tokens[i] not in free.tokens[:i])
     tokenizer = copy.copy(answerer.tokenizer)
     tokenizer.end_id = free.tokens[last]
-    (ended,) = dataclasses.replace(answerer, tokenizer=tokenizer).answer([MIXED[0]], 4)
+    (ended,) = ask(dataclasses.replace(answerer, tokenizer=tokenizer), MIXED[:1])
     assert ended.tokens == free.tokens[: last + 1] and ended.stopped
     assert ended.text == tokenizer.decode(free.tokens[:last]).strip()
 
 
 def test_pictures_of_several_tiles_share_a_batch_with_others(tmp_path, monkeypatch):
     monkeypatch.setitem(fixtures.VARIANTS, "nano_phi3", tiny.config("phi3", name="nano_phi3", max_tiles=2))
-    answerer = Answerer.load(fixtures.save_run(tmp_path), batch_size=3)
+    answerer = Answerer.load(fixtures.save_run(tmp_path))
     rng = np.random.default_rng(0)
-    shapes = [(16, 40, 3), (16, 16, 3), (50, 20, 3)]  # 2 tiles and the whole, one, 2 and the whole
-    questions = [(rng.integers(0, 256, shape, np.uint8), "what shape is in the image?") for shape in shapes]
-    patches = answerer.model.config.image_tokens
-    wide, square = (answerer.prompt("a", len(answerer._tiles(image))) for image, _ in questions[:2])
-    assert len(wide) - len(square) == 2 * patches
-    one = dataclasses.replace(answerer, batch_size=1)
-    for together, alone in zip(answerer.answer(questions, 4), one.answer(questions, 4), strict=True):
-        same(together, alone)
+    # 2 tiles and the whole, one, 2 and the whole; and several pictures
+    wide, square, high = (rng.integers(0, 256, shape, np.uint8) for shape in [(16, 40, 3), (16, 16, 3), (50, 20, 3)])
+    questions = [Question("what is it?", pictures) for pictures in ([wide], [square], [], [high], [square, wide])]
+    patches, lengths = answerer.model.config.image_tokens, [len(answerer.request(each, 4).tokens) for each in questions]
+    assert lengths[0] - lengths[1] == 2 * patches and lengths[4] - lengths[2] == 4 * patches + 4  # with <img> </img>
+    for decoding in (GREEDY, Decoding(beams=2)):
+        for together, question in zip(ask(answerer, questions, decoding), questions, strict=True):
+            same(together, *ask(answerer, [question], decoding))
 
 
 def test_a_tower_that_never_learned_to_answer_says_so(tmp_path):
@@ -123,16 +128,16 @@ def test_a_tower_that_never_learned_to_answer_says_so(tmp_path):
 @pytest.mark.parametrize("question", ["", " \n"])
 def test_an_empty_question_is_refused(answerer, question):
     with pytest.raises(UserError, match="question is empty"):
-        answerer.answer([(None, question)], 4)
+        ask(answerer, [Question(question)])
 
 
 @pytest.mark.parametrize("decoding", [Decoding(beams=3), Decoding(temperature=2.0, top_k=9, top_p=0.9, seed=5)])
 def test_searched_and_drawn_answers_do_not_depend_on_the_batch_either(answerer, decoding):
-    together = answerer.answer(MIXED, 4, decoding)
-    assert [answer.tokens for answer in together] != [answer.tokens for answer in answerer.answer(MIXED, 4)]
+    together = ask(answerer, MIXED, decoding)
+    assert [answer.tokens for answer in together] != [answer.tokens for answer in ask(answerer, MIXED)]
     for i, (question, answer) in enumerate(zip(MIXED, together, strict=True)):
         here = dataclasses.replace(decoding, seed=decoding.seed + i) if decoding.temperature else decoding
-        same(answerer.answer([question], 4, here)[0], answer)
+        same(ask(answerer, [question], here)[0], answer)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_options_that_make_no_sense_are_named(options, message):
 
 def test_no_room_for_an_answer_is_refused(answerer):
     with pytest.raises(UserError, match="max_new_tokens is 0"):
-        answerer.answer([MIXED[0]], 0)
+        list(answerer.answer(MIXED[:1], 0))
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -183,7 +188,7 @@ def test_the_program_prints_the_answer_alone(run, answerer, tmp_path):
     Image.fromarray(PICTURES[0]).save(picture)
     done = generate(f"--checkpoint={run}", f"--image={picture}", "--question=what color is it?", "--max_new_tokens=4")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == answerer.answer([MIXED[0]], 4)[0].text + "\n"
+    assert done.stdout == ask(answerer, MIXED[:1])[0].text + "\n"
     done = generate(f"--checkpoint={run}", "--question=what color is it?", "--beams=2", "--temperature=1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "choose a search or drawing" in done.stderr
 

@@ -10,9 +10,9 @@ import pytest
 import fixtures
 from trol_jax.errors import UserError
 from trol_jax.evals import runner
-from trol_jax.evals.answers import Answers, write
 from trol_jax.evals.easy_vqa import is_right, score
 from trol_jax.infer.answer import Answerer
+from trol_jax.journal import Journal, write
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,15 +33,15 @@ def run(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The questions that reach the model, in a list by batch."""
-    batches, answer = [], Answerer.answer
+    """The questions that reach the model."""
+    texts, answer = [], Answerer.answer
 
-    def spy(self, questions, max_new_tokens):
-        batches.append([text for _, text in questions])
-        return answer(self, questions, max_new_tokens)
+    def spy(self, questions, *options, **more):
+        texts.extend(question.text for question in questions)
+        return answer(self, questions, *options, **more)
 
     monkeypatch.setattr(Answerer, "answer", spy)
-    return batches
+    return texts
 
 
 def lines(run):
@@ -88,7 +88,7 @@ def test_a_measurement_is_whole(run, data, capsys):
 def test_a_stopped_measurement_goes_on(run, data, asked, capsys):
     whole = runner.evaluate(run, root=data, batch_size=5)
     complete = (run / runner.ANSWERS).read_bytes()
-    assert sum(map(len, asked)) == 12
+    assert len(asked) == 12
 
     end = complete.index(b"\n", len(complete) // 2)
     for cut in (end - 20, end):  # within a line, and where only its end is missing
@@ -96,7 +96,7 @@ def test_a_stopped_measurement_goes_on(run, data, asked, capsys):
         (run / runner.ANSWERS).write_bytes(torn)
         asked.clear()
         again = runner.evaluate(run, root=data, batch_size=5)
-        assert sum(map(len, asked)) == 12 - torn.count(b"\n") == again["asked"] < 12
+        assert len(asked) == 12 - torn.count(b"\n") == again["asked"] < 12
         assert (run / runner.ANSWERS).read_bytes() == complete
         assert again["accuracy"] == whole["accuracy"] and again["gates"] == whole["gates"]
 
@@ -116,11 +116,13 @@ def test_a_stopped_measurement_goes_on(run, data, asked, capsys):
 def test_every_batch_is_on_disk_before_the_next(run, data, monkeypatch):
     seen, answer = [], Answerer.answer
 
-    def stop_in_third(self, questions, max_new_tokens):
-        seen.append(len(lines(run)) if seen else 0)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return answer(self, questions, max_new_tokens)
+    def stop_in_third(self, questions, *options, **more):
+        for i, given in enumerate(answer(self, questions, *options, **more)):
+            if i % 5 == 0:
+                seen.append(len(lines(run)) if seen else 0)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            yield given
 
     monkeypatch.setattr(Answerer, "answer", stop_in_third)
     with pytest.raises(KeyboardInterrupt):
@@ -136,11 +138,11 @@ def test_answers_of_another_checkpoint_or_other_pictures_are_kept(run, data, ask
     shutil.copy(other / "test" / "images" / "0.png", other / "test" / "images" / "1.png")
     asked.clear()
     for checkpoint, root in ((run, data), (run / "checkpoints" / "1", other)):
-        with pytest.raises(UserError, match=r"holds answers of another measurement \(step 1, .*name another --output"):
+        with pytest.raises(UserError, match=r"holds answers of another measurement \(step 1, .*write to another"):
             runner.evaluate(checkpoint, root=root, batch_size=5)
     assert not asked and before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     second = runner.evaluate(run, tmp_path / "second", root=data, batch_size=5)
-    assert sum(map(len, asked)) == 12 and second["step"] == 2 and second["source"] != first["source"]
+    assert len(asked) == 12 and second["step"] == 2 and second["source"] != first["source"]
     again = runner.evaluate(run / "checkpoints" / "1", root=shutil.copytree(data, tmp_path / "moved"), batch_size=5)
     assert again == first
 
@@ -166,7 +168,7 @@ def test_a_limit_asks_the_first_and_keeps_what_is_known(run, data, asked, tmp_pa
 
 
 def test_no_space_left_is_one_line_and_leaves_no_half_line(tmp_path):
-    answers = Answers(tmp_path / runner.ANSWERS, "source")
+    answers = Journal(tmp_path / runner.ANSWERS, "source")
     answers.append([{"id": 1, "text": "x" * 1000}])
     before = answers.path.read_bytes()
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,70 +1,134 @@
 """Requests that come and go share slots, and no answer notices."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tiny
-from trol_jax.infer.decoding import Decoding
-from trol_jax.infer.engine import Engine
-from trol_jax.infer.generate import generate
-from trol_jax.infer.server import Request, Server
+from trol_jax.errors import UserError
+from trol_jax.infer.decoding import Decoding, sampling
+from trol_jax.infer.engine import Engine, padded
+from trol_jax.infer.server import Full, Request, Server
+from trol_jax.models.layers import unstack_layers
 
 STOP = tuple(range(4, tiny.VOCAB, 9))
+LONGEST = 64
 
 
-def requests(family, count=9):
-    """Prompts of mixed lengths, with and without pictures; some are drawn."""
+def engine(family="phi3", size=1, stop=STOP, length=96, chunk=2) -> Engine:
+    module, params = tiny.model(family)
+    return Engine(tiny.separate(module), unstack_layers(params), stop, size=size, length=length, chunk=chunk)
+
+
+def request(family: str, text: int, tiles: int, new: int, drawn: bool, seed: int) -> Request:
+    """Of so many text tokens and tiles."""
     module, _ = tiny.model(family)
-    rng, made = np.random.default_rng(0), []
-    for i in range(count):
-        text = tiny.tokens(1, int(rng.integers(2, 9)), seed=i)
-        picture = i % 3 > 0
-        tokens = (tiny.with_picture(module, text) if picture else text)[0].tolist()
-        tiles = rng.integers(0, 256, (1, 16, 16, 3), dtype=np.uint8) if picture else None
-        decoding = Decoding(temperature=1.5, seed=i) if i % 4 == 0 else Decoding()
-        made.append(Request(tokens, tiles, int(rng.integers(1, 9)), decoding))
-    return made
+    rng = np.random.default_rng(seed)
+    picture = [module.config.image_token] * tiles * module.config.image_tokens
+    pixels = rng.integers(0, 256, (tiles, 16, 16, 3), dtype=np.uint8) if tiles else None
+    decoding = Decoding(temperature=1.5, seed=seed) if drawn else Decoding()
+    return Request([*picture, *rng.integers(4, tiny.VOCAB, text).tolist()], pixels, new, decoding)
 
 
-def alone(module, params, request):
-    with Server(Engine(module, params, STOP, size=1, length=96, chunk=1)) as server:
-        return server.submit(Request(request.tokens, request.tiles, request.max_new_tokens, request.decoding)).result()
+def alone(engine: Engine, request: Request) -> tuple[list[int], np.ndarray]:
+    """Its answer and gate, by an engine of one slot, padded to the length of the longest."""
+    tokens = np.full((1, LONGEST), -1, np.int32)
+    tokens[0, : len(request.tokens)] = request.tokens
+    *prompt, gate = engine.prompt(tokens, None if request.tiles is None else request.tiles[None])
+    slots = engine.admit(engine.start(), [0], prompt, [request.max_new_tokens], sampling([request.decoding]))
+    answer = []
+    while (slots.token >= 0).any():
+        slots, said = engine.decode(slots)
+        answer += [token for token in said[0].tolist() if token >= 0]
+    return answer, np.asarray(gate)[0, :, : len(request.tokens)]
+
+
+requests = st.tuples(
+    st.integers(1, 14), st.sampled_from([0, 0, 1, 3]), st.integers(1, 8), st.booleans(), st.integers(0, 99)
+)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_answers_are_those_of_each_alone(family):
-    module, params = tiny.model(family)
-    given = requests(family)
-    with Server(Engine(module, params, STOP, size=3, length=96, chunk=2)) as server:
-        together = [request.result() for request in [server.submit(request) for request in given]]
-    assert together == [alone(module, params, request) for request in given]
-    assert len({len(answer) for answer in together}) > 3
-    assert given[1].gate.shape == (2, len(given[1].tokens))
-    plain = given[3]  # neither picture nor drawing
-    prompt = jnp.array([plain.tokens])
-    answer, _ = generate(module, params, prompt, jnp.ones_like(prompt), max_new_tokens=plain.max_new_tokens, stop=STOP)
-    assert [token for token in answer[0].tolist() if token >= 0] == together[3]
+    single = engine(family)
+    with Server(engine(family, size=3)) as server:
+
+        @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(st.lists(requests, min_size=1, max_size=9))
+        def check(drawn):
+            asked = [server.submit(request(family, *options)) for options in drawn]
+            for each in asked:
+                answer, gate = alone(single, each)
+                assert each.result() == answer
+                np.testing.assert_allclose(each.gate, gate, atol=1e-6)
+
+        check()
+
+
+def test_prompts_are_padded_to_few_lengths():
+    lengths = [padded(length) for length in range(1, 4097)]
+    assert all(0 <= more - length < max(16, length / 8) for length, more in enumerate(lengths, start=1))
+    assert len(set(lengths)) < 60
+
+
+def test_slots_are_taken_over_as_they_fall_free(monkeypatch):
+    rng, calls, decode = np.random.default_rng(0), [], Engine.decode
+    monkeypatch.setattr(Engine, "decode", lambda self, slots: calls.append(1) or decode(self, slots))
+    with Server(engine(size=4, stop=(), chunk=2)) as server:
+        limits = [int(rng.integers(2, 30)) for _ in range(24)]
+        asked = [server.submit(Request([5, 6 + i], None, limit)) for i, limit in enumerate(limits)]
+        assert [len(each.result()) for each in asked] == limits
+    in_waves = sum(max(limits[i : i + 4]) for i in range(0, 24, 4)) / 2
+    assert sum(limits) / 2 / 4 < len(calls) < 0.8 * in_waves
 
 
 def test_a_cancelled_request_frees_its_slot():
-    module, params = tiny.model("phi3")
-    with Server(Engine(module, params, (), size=1, length=96, chunk=1)) as server:
+    with Server(engine(stop=(), length=96, chunk=1)) as server:
         first = server.submit(Request([5, 6], None, 80))
         second = server.submit(Request([7, 8], None, 3))
+        third = server.submit(Request([7, 8], None, 80))
         next(first.stream())
+        third.cancel()
         first.cancel()
         assert len(second.result()) == 3
-        assert len(first.result()) < 80
+        assert len(first.result()) < 80 and third.result() == []
+        assert server.load == (0, 0)
 
 
 def test_a_closed_server_tells_those_who_wait():
-    module, params = tiny.model("phi3")
-    server = Server(Engine(module, params, (), size=1, length=96, chunk=1))
-    request = server.submit(Request([5, 6], None, 80))
-    next(request.stream())
+    server = Server(engine(stop=(), length=96, chunk=1))
+    running, waiting = server.submit(Request([5, 6], None, 80)), server.submit(Request([5, 6], None, 80))
+    next(running.stream())
     server.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        request.result()
+    for request in (running, waiting):
+        with pytest.raises(RuntimeError, match="closed"):
+            request.result()
     with pytest.raises(RuntimeError, match="closed"):
         server.submit(Request([5], None, 1))
+
+
+def test_what_breaks_the_engine_reaches_everyone(monkeypatch):
+    def broken(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Engine, "prompt", broken)
+    with Server(engine()) as server:
+        requests = [server.submit(Request([5, 6], None, 8)) for _ in range(1)]
+        for each in requests:
+            with pytest.raises(MemoryError, match="no room"):
+                each.result()
+        with pytest.raises(MemoryError):
+            server.submit(Request([5], None, 1))
+
+
+def test_requests_that_cannot_be_answered_are_refused():
+    with Server(engine(length=64), waiting=0) as server:
+        with pytest.raises(UserError, match=r"the prompt has 60 tokens, .* answer of 5 is more than the 64 that fit"):
+            server.submit(Request([5] * 60, None, 5))
+        with pytest.raises(Full, match="0 requests are waiting already"):
+            server.submit(Request([5], None, 5))
+        with pytest.raises(UserError, match="beams"):
+            server.submit(Request([5], None, 5, Decoding(beams=2)))
+        with pytest.raises(ValueError, match="at least 1"):
+            server.submit(Request([], None, 5))

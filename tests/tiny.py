@@ -61,3 +61,8 @@ def with_picture(module: TroL, text: jax.Array) -> jax.Array:
     """The tokens of one picture, then the text: [B, P + T]."""
     picture = jnp.full((len(text), module.config.image_tokens), module.config.image_token)
     return jnp.concatenate([picture, text], axis=1)
+
+
+def separate(module: TroL) -> TroL:
+    """The same model over the parameters that `unstack_layers` makes."""
+    return dataclasses.replace(module, separate=True)

@@ -52,6 +52,12 @@ def read(directory: str | os.PathLike) -> dict:
     return body
 
 
+def identity(step_dir: str | os.PathLike) -> str:
+    """Names a checkpoint by its step and content, wherever it lies."""
+    step, data = read(step_dir)["step"], (Path(step_dir) / FILE).read_bytes()
+    return f"step {step}, manifest {json.loads(data)['checksum'][:16]}"
+
+
 def verify(step_dir: str | os.PathLike, only: Collection[str] | None = None) -> list[str]:
     """What is wrong with a checkpoint, one phrase a file that begins with its name; empty when it is sound.
 

@@ -93,11 +93,13 @@ def encode_prompt(
     tokenizer,
     format: ChatFormat,
     question: str,
-    image_tokens: int,
+    image_tokens: int | Sequence[int],
     system: str = SYSTEM,
     history: Iterable[tuple[str, str]] = (),
 ) -> list[int]:
     """Tokens of a prompt, up to where the answer starts; `history` holds the (question, answer) pairs before.
+
+    image_tokens: of one picture or of several, 0 = none; they open the conversation.
 
     The tokens are those that `encode_chat` gives the same conversation, up to its last answer.
     """
@@ -112,11 +114,11 @@ def encode_chat(
     tokenizer,
     format: ChatFormat,
     turns: Sequence[tuple[str, str]],
-    image_tokens: int,
+    image_tokens: int | Sequence[int],
     system: str = SYSTEM,
     isolate_turns: bool = False,
 ) -> Chat:
-    """Tokens of a conversation of (question, answer) pairs about one picture (`image_tokens` = 0: none).
+    """Tokens of a conversation of (question, answer) pairs; for `image_tokens` see `encode_prompt`.
 
     isolate_turns=False: an ordinary conversation; every turn sees the turns before.
     isolate_turns=True: conversations of one turn each that share the opening: <s>, the system message, the user mark
@@ -150,17 +152,20 @@ def encode_chat(
 TEXT = "x"
 
 
-def _prefix(tokenizer, format: ChatFormat, image_tokens: int, system: str) -> tuple[list[int], str]:
+def _prefix(tokenizer, format: ChatFormat, image_tokens: int | Sequence[int], system: str) -> tuple[list[int], str]:
     """Tokens of what every turn sees, and the mark that a question follows there."""
     tokens = tokenizer.encode(format.bos + (format.system if system else format.user))
     if system:
         tokens += tokenizer.encode(system, specials=False, after=format.bos + format.system)
         tokens += tokenizer.encode(f"{format.end}\n{format.user}", after=TEXT)
-    if not image_tokens:
-        return tokens, format.user
-    tokens += tokenizer.encode(format.image_start, after=format.user)
-    tokens += [tokenizer.image_id] * image_tokens
-    return tokens + tokenizer.encode(format.image_end), format.image_end or format.image
+    after = format.user
+    for count in [image_tokens] if isinstance(image_tokens, int) else image_tokens:
+        if count:
+            tokens += tokenizer.encode(format.image_start, after=after)
+            tokens += [tokenizer.image_id] * count
+            tokens += tokenizer.encode(format.image_end)
+            after = format.image_end or format.image
+    return tokens, after
 
 
 def _ask(tokenizer, format: ChatFormat, question: str, after: str) -> list[int]:

@@ -1,6 +1,6 @@
 """Measures a checkpoint on the test questions of easy-vqa: every answer generated, scored, written down and shown."""
 
-import functools
+import itertools
 import json
 import os
 import platform
@@ -17,11 +17,10 @@ from tqdm import tqdm
 import trol_jax
 from trol_jax import checkpoint, manifest, saved
 from trol_jax.data.easy_vqa import EasyVQA
-from trol_jax.data.images import load_image
 from trol_jax.evals import pictures
-from trol_jax.evals.answers import Answers, write
 from trol_jax.evals.easy_vqa import is_right, score
-from trol_jax.infer.answer import Answerer
+from trol_jax.infer.answer import Answerer, Question
+from trol_jax.journal import Journal, write
 
 ANSWERS, RESULT, SAMPLES, GATES = "answers.jsonl", "evaluation.json", "samples.png", "gates.png"
 MAX_NEW_TOKENS = 4  # the answers are one or two tokens with their end mark; a longer one is wrong in any case
@@ -50,8 +49,8 @@ def evaluate(
     source = f"{source_of_answers(step_dir)}, data {data.fingerprint()}"
 
     # ------------------------------------------------------------------ what was answered before
-    answers = Answers(output / ANSWERS, source)
-    known = answers.read(everything)
+    answers = Journal(output / ANSWERS, source)
+    known = answers.read({row["id"]: asked(row) for row in everything})
     todo = [row for row in rows if row["id"] not in known]
     if not todo and (result := complete(output, source, len(rows))):
         result["checkpoint"] = str(step_dir)  # the run may have been moved since
@@ -61,15 +60,13 @@ def evaluate(
 
     # ------------------------------------------------------------------ ask
     if todo:
-        answerer = Answerer.load(step_dir, batch_size := min(batch_size, len(todo)))
-        picture = functools.lru_cache(2048)(load_image)  # each picture has about ten questions
-        todo.sort(key=lambda row: len(answerer.prompt(row["question"], tiles=1)))  # similar lengths together
+        answerer = Answerer.load(step_dir)
+        questions = [Question(row["question"], [row["image"]]) for row in todo]
         looks = dict(desc="evaluate", unit="question", mininterval=1.0, dynamic_ncols=True)
         with tqdm(initial=len(rows) - len(todo), total=len(rows), **looks) as bar:
-            for start in range(0, len(todo), batch_size):
-                batch = todo[start : start + batch_size]
-                given = answerer.answer([(picture(row["image"]), row["question"]) for row in batch], MAX_NEW_TOKENS)
-                lines = [line(row, answer, source) for row, answer in zip(batch, given, strict=True)]
+            given = zip(todo, answerer.answer(questions, MAX_NEW_TOKENS, batch_size=batch_size), strict=True)
+            while batch := list(itertools.islice(given, batch_size)):
+                lines = [line(row, answer, source) for row, answer in batch]
                 answers.append(lines)
                 known |= {new["id"]: new for new in lines}
                 bar.set_postfix(right=f"{np.mean([each['right'] for each in known.values()]):.1%}", refresh=False)
@@ -100,13 +97,15 @@ def evaluate(
     return result
 
 
+def asked(row: Mapping) -> dict:
+    return {"image": os.path.basename(row["image"]), "question": row["question"], "answer": row["answer"]}
+
+
 def line(row: Mapping, answer, source: str) -> dict:
     """What ANSWERS holds of a question."""
     return {
         "id": row["id"],
-        "image": os.path.basename(row["image"]),
-        "question": row["question"],
-        "answer": row["answer"],
+        **asked(row),
         "prediction": answer.text,
         "kind": row["kind"],
         "right": is_right(answer.text, row["answer"]),
@@ -129,8 +128,7 @@ def complete(output: Path, source: str, questions: int) -> dict | None:
 
 def source_of_answers(step_dir: Path) -> str:
     """Names the checkpoint and how answers are taken from it. `batch_size` changes no answer and is not in it."""
-    sums = json.loads((step_dir / manifest.FILE).read_bytes())
-    return f"step {manifest.read(step_dir)['step']}, manifest {sums['checksum'][:16]}, greedy {MAX_NEW_TOKENS}"
+    return f"{manifest.identity(step_dir)}, greedy {MAX_NEW_TOKENS}"
 
 
 def run_directory(step_dir: Path) -> Path:

@@ -1,9 +1,11 @@
-"""Answers to questions about pictures: a checkpoint, its tokeniser and generation, in batches of few shapes."""
+"""Answers to questions about pictures: a checkpoint, its tokeniser, and what turns a question into tokens and back."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -11,47 +13,54 @@ import jax.numpy as jnp
 import numpy as np
 
 from trol_jax import checkpoint, saved
-from trol_jax.data.images import prepare
+from trol_jax.data.images import load_image, prepare
 from trol_jax.data.prompts import SYSTEM, encode_prompt
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 from trol_jax.infer.beam import beam_search
 from trol_jax.infer.decoding import GREEDY, Decoding
-from trol_jax.infer.generate import generate
+from trol_jax.infer.engine import Engine, padded
+from trol_jax.infer.generate import inputs
+from trol_jax.infer.server import Request, Server
+from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL, abstract_params
-from trol_jax.ops.image import normalize
 
-BUCKET = 16  # prompts are padded to a multiple of this many tokens, so that few lengths are compiled
+Picture = np.ndarray | bytes | str | os.PathLike  # uint8[height, width, 3] of any size, a file or its content
 
-Question = tuple[np.ndarray | None, str]  # picture uint8[height, width, 3] of any size, and what is asked
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """history: earlier questions and their answers. All pictures come before the first of these, in order."""
+
+    text: str
+    pictures: Sequence[Picture] = ()
+    history: Sequence[tuple[str, str]] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """gate_image, gate_text: float32[L], mean gate over the prompt's image tokens and over its others; NaN without any.
-
-    Where a layer runs more than twice, the mean is over all its gates.
+    """gate: float32[L, T] over the prompt's tokens. gate_image, gate_text: float32[L], its means over image tokens and
+    over the others; NaN without any. Where a layer runs more than twice, of all its gates the mean counts.
     """
 
     text: str
     tokens: list[int]  # as generated, with the mark that ended it
     stopped: bool  # by an end mark, not by max_new_tokens
+    prompt: list[int]
+    gate: np.ndarray
     gate_image: np.ndarray
     gate_text: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answerer:
-    """`batch_size` questions run at a time, on one device; fewer are filled up, which changes no answer."""
-
     model: TroL
     params: dict
     tokenizer: Tokenizer
     system: str  # system message; "" = none
-    batch_size: int = 1
 
     @classmethod
-    def load(cls, path: str | os.PathLike, batch_size: int = 1) -> "Answerer":
+    def load(cls, path: str | os.PathLike) -> "Answerer":
         """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer."""
         step_dir = checkpoint.resolve(path)
         here = saved.read(step_dir)
@@ -65,91 +74,170 @@ class Answerer:
             raise UserError(f"{step_dir} cannot answer: it has no tokeniser; convert a folder that has one")
         model = TroL(here.model, jnp.dtype(run.dtype if run else jnp.float32))
         params = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(model)), as_stored=True)
-        return cls(model, params, here.tokenizer, run.data.system if run else SYSTEM, batch_size)
+        model = dataclasses.replace(model, separate=True)
+        return cls(model, unstack_layers(params), here.tokenizer, run.data.system if run else SYSTEM)
 
-    def prompt(self, question: str, tiles: int) -> list[int]:
-        """Tokens of the prompt with a picture of so many tiles, 0 = none; UserError for an empty question."""
-        if not question.strip():
+    # ------------------------------------------------------------------ questions to tokens
+    def prompt(self, question: Question, tiles: Sequence[int]) -> list[int]:
+        """Tokens of the prompt with pictures of so many tiles; UserError for an empty question."""
+        texts = [question.text, *(text for turn in question.history for text in turn)]
+        if not question.text.strip():
             raise UserError("the question is empty; write one")
-        if any("\ud800" <= letter <= "\udfff" for letter in question):
-            raise UserError(f"the question {question!r} is not UTF-8 text; write it anew")
-        image_tokens = self.model.config.image_tokens * tiles
-        return encode_prompt(self.tokenizer, self.tokenizer.format, question, image_tokens, self.system)
+        for text in texts:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise UserError(f"the question {text!r} is not UTF-8 text; write it anew")
+        tokens = [self.model.config.image_tokens * count for count in tiles]
+        return encode_prompt(
+            self.tokenizer, self.tokenizer.format, question.text, tokens, self.system, question.history
+        )
 
-    def answer(self, questions: Sequence[Question], max_new_tokens: int, decoding: Decoding = GREEDY) -> list[Answer]:
-        """Answers in the order of the questions. Neighbours of similar length share a batch at least cost."""
+    def request(self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY) -> Request:
+        """For `Server.submit`. UserError for a picture that cannot be read."""
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}, must be at least 1")
-        answers = []
-        for start in range(0, len(questions), self.batch_size):
-            batch, sampling = questions[start : start + self.batch_size], decoding.sampling(start, self.batch_size)
-            answers += self._batch(batch, max_new_tokens, decoding, sampling)
-        return answers
+        tiles = [self._tiles(picture) for picture in question.pictures]
+        prompt = self.prompt(question, [len(each) for each in tiles])
+        return Request(prompt, np.concatenate(tiles) if tiles else None, max_new_tokens, decoding)
 
-    def _batch(self, questions: Sequence[Question], max_new_tokens: int, decoding, sampling) -> list[Answer]:
-        count = len(questions)
-        tiles = [self._tiles(image) for image, _ in questions]
-        prompts = [self.prompt(text, len(mine)) for mine, (_, text) in zip(tiles, questions, strict=True)]
-        # Copies of the first question fill the batch: they stop when it does, and so never keep the others waiting.
-        tiles, prompts = (rows + rows[:1] * (self.batch_size - count) for rows in (tiles, prompts))
-        (tokens, valid), images = self._pad_left(prompts), self._stack(tiles)
-        stop = (self.tokenizer.end_id, self.tokenizer.eos_id)
-        options = dict(max_new_tokens=max_new_tokens, stop=stop, beams=decoding.beams)
-        out = run(self.model, self.params, tokens, valid, images, sampling, decoding.length_penalty, **options)
-        return [self._answer(*row) for row in zip(*(np.asarray(a)[:count] for a in out), strict=True)]
+    def _tiles(self, picture: Picture) -> np.ndarray:
+        """uint8[M, size, size, 3]."""
+        config = self.model.config
+        how = (config.family, config.vision.image_size, config.max_tiles)
+        if isinstance(picture, str | os.PathLike):
+            return _tiles_of_file(os.fspath(picture), *how)
+        return prepare(load_image(picture) if isinstance(picture, bytes) else picture, *how)
 
-    def _pad_left(self, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        length = -(-max(map(len, prompts)) // BUCKET) * BUCKET
-        tokens = np.full((len(prompts), length), self.tokenizer.pad_id, np.int32)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[length - len(prompt) :] = prompt
-        return tokens, np.arange(length) >= length - np.array([[len(prompt)] for prompt in prompts])
+    # ------------------------------------------------------------------ tokens to answers
+    @property
+    def stop(self) -> tuple[int, ...]:
+        return self.tokenizer.end_id, self.tokenizer.eos_id
 
-    def _tiles(self, image: np.ndarray | None) -> np.ndarray:
-        """uint8[M, size, size, 3]; M = 0 without a picture."""
-        size = self.model.config.vision.image_size
-        if image is None:
-            return np.zeros((0, size, size, 3), np.uint8)
-        return prepare(image, self.model.config.family, size, self.model.config.max_tiles)
+    def text(self, tokens: Sequence[int]) -> str:
+        """Of an answer's tokens, without the mark that ended it."""
+        stopped = bool(tokens) and tokens[-1] in self.stop
+        return self.tokenizer.decode(tokens[:-1] if stopped else tokens).strip()
 
-    @staticmethod
-    def _stack(tiles: list[np.ndarray]) -> np.ndarray | None:
-        """uint8[B, M, size, size, 3]; None without any. Rows of fewer tiles end in black: no token asks for it."""
-        most = max(map(len, tiles))
-        if not most:
-            return None
-        return np.stack([np.pad(mine, ((0, most - len(mine)), *[(0, 0)] * 3)) for mine in tiles])
+    def stream(self, request: Request) -> Iterator[str]:
+        """The text of an answer in pieces, as they come."""
+        shown = ""
+        for _ in request.stream():
+            text = self.text(request.said).rstrip("\ufffd")  # what the first bytes of a letter look like
+            if text.startswith(shown) and text != shown:
+                yield text[len(shown) :]
+                shown = text
+        text = self.text(request.said)
+        if text.startswith(shown) and text != shown:
+            yield text[len(shown) :]
 
-    def _answer(self, tokens: np.ndarray, gate_image: np.ndarray, gate_text: np.ndarray) -> Answer:
-        tokens = tokens[tokens >= 0].tolist()
-        stopped = tokens[-1] in (self.tokenizer.end_id, self.tokenizer.eos_id)
-        text = self.tokenizer.decode(tokens[:-1] if stopped else tokens).strip()
-        return Answer(text, tokens, stopped, gate_image, gate_text)
+    def finish(self, request: Request | UserError) -> Answer | UserError:
+        """Waits for the whole answer."""
+        if isinstance(request, UserError):
+            return request
+        tokens = request.result()
+        is_image = np.array(request.tokens) == self.model.config.image_token
+        means = []
+        for where in (is_image, ~is_image):
+            nothing = np.full(len(request.gate), np.nan, np.float32)
+            means.append(request.gate[:, where].mean(axis=1) if where.any() else nothing)
+        stopped = bool(tokens) and tokens[-1] in self.stop
+        return Answer(self.text(tokens), tokens, stopped, request.tokens, request.gate, *means)
+
+    # ------------------------------------------------------------------ many at a time
+    def serve(self, size: int = 8, *, waiting: int | None = None, **options) -> Server:
+        """See `Engine` and `Server`."""
+        return Server(Engine(self.model, self.params, self.stop, size, **options), waiting)
+
+    def reply(self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY) -> Iterator[str]:
+        """The answer to one question in pieces, as they come; what beams find comes as a whole."""
+        request = self.request(question, max_new_tokens, decoding)
+        if decoding.beams > 1:
+            self._search([request], rows=1)
+            yield from self.stream(request)
+        else:
+            with self.serve(1, chunk=1) as server:
+                yield from self.stream(server.submit(request))
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        max_new_tokens: int,
+        decoding: Decoding = GREEDY,
+        batch_size: int = 8,
+        *,
+        numbers: Sequence[int] | None = None,
+        skip: bool = False,
+    ) -> Iterator[Answer | UserError]:
+        """In the order of the questions, each as soon as it and those before it are there.
+
+        Up to `batch_size` are answered side by side, which changes no answer. A question draws with seed + its number,
+        by default 0, 1, ... One that cannot be asked raises a UserError; with `skip` the error is its answer.
+        """
+        size = max(1, min(batch_size, len(questions)))
+        own = (
+            dataclasses.replace(decoding, seed=(decoding.seed + i) % 2**32) for i in numbers or range(len(questions))
+        )
+        requests = self._requests(zip(questions, own, strict=True), max_new_tokens, skip)
+        if decoding.beams > 1:
+            while batch := list(itertools.islice(requests, size)):
+                if sound := [request for request in batch if isinstance(request, Request)]:
+                    self._search(sound, size)
+                yield from map(self.finish, batch)
+            return
+        with self.serve(size, chunk=min(max_new_tokens, Engine.chunk)) as server:
+            asked = collections.deque()
+            for request in requests:
+                asked.append(server.submit(request) if isinstance(request, Request) else request)
+                if len(asked) > 2 * size:
+                    yield self.finish(asked.popleft())
+            yield from map(self.finish, asked)
+
+    def _requests(self, questions, max_new_tokens: int, skip: bool) -> Iterator[Request | UserError]:
+        for question, decoding in questions:
+            try:
+                yield self.request(question, max_new_tokens, decoding)
+            except UserError as error:
+                if not skip:
+                    raise
+                yield error
+
+    def _search(self, requests: list[Request], rows: int) -> None:
+        """Answers requests of the same options by beam search, in a batch of so many rows."""
+        options = requests[0].decoding
+        filled = requests + requests[:1] * (rows - len(requests))
+        tokens = np.full((rows, padded(max(len(request.tokens) for request in requests))), -1, np.int32)
+        for row, request in zip(tokens, filled, strict=True):
+            row[: len(request.tokens)] = request.tokens
+        images = _stack([request.tiles for request in filled])
+        size = dict(max_new_tokens=requests[0].max_new_tokens, stop=self.stop, beams=options.beams)
+        out = search(self.model, self.params, tokens, images, options.length_penalty, **size)
+        for request, said, gate in zip(requests, *map(np.asarray, out), strict=False):
+            request.run(gate)
+            request.say(said[said >= 0].tolist(), last=True)
+
+
+@functools.lru_cache(32)
+def _tiles_of_file(path: str, family: str, size: int, max_tiles: int) -> np.ndarray:
+    return prepare(load_image(path), family, size, max_tiles)
+
+
+def _stack(tiles: list[np.ndarray | None]) -> np.ndarray | None:
+    """uint8[B, M, size, size, 3]; None without any. Rows of fewer tiles end in black: no token asks for it."""
+    some = next((mine for mine in tiles if mine is not None), None)
+    if some is None:
+        return None
+    stacked = np.zeros((len(tiles), max(len(mine) for mine in tiles if mine is not None), *some.shape[1:]), np.uint8)
+    for row, mine in zip(stacked, tiles, strict=True):
+        if mine is not None:
+            row[: len(mine)] = mine
+    return stacked
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop", "beams"))
-def run(
-    model: TroL, params, tokens, valid, images, sampling=None, length_penalty=1.0, *,
-    max_new_tokens: int, stop: tuple[int, ...], beams: int = 1,
-):  # fmt: skip
-    """tokens: int[B, T], valid: bool[B, T], images: uint8[B, M, height, width, C] or None.
+def search(model: TroL, params, tokens, images, length_penalty, *, max_new_tokens: int, stop, beams: int):
+    """tokens: int[B, T], padded with -1; images: uint8[B, M, height, width, C] or None.
 
-    Returns (answers int32[B, max_new_tokens] as `generate` does, and the mean gates over image tokens and over the
-    others, float32[B, L] each).
+    Returns (answers int32[B, max_new_tokens], -1 behind their ends; gate float32[B, L, T]).
     """
-    if images is not None:
-        images = normalize(images, model.config.vision.mean, model.config.vision.std)
-    inputs, options = (tokens, valid.astype(jnp.int32), images), dict(max_new_tokens=max_new_tokens, stop=stop)
-    if beams > 1:
-        answers, out = beam_search(model, params, *inputs, beams=beams, length_penalty=length_penalty, **options)
-    else:
-        answers, out = generate(model, params, *inputs, sampling, **options)
-    gate = out["gate"].mean(axis=1)
-
-    def mean(where):
-        count = where.sum(axis=1)
-        total = jnp.sum(gate, axis=2, where=where)
-        return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan).T
-
-    is_image = tokens == model.config.image_token
-    return answers, mean(valid & is_image), mean(valid & ~is_image)
+    options = dict(length_penalty=length_penalty, max_new_tokens=max_new_tokens, stop=stop, beams=beams)
+    answers, out = beam_search(model, params, *inputs(model, tokens, images), **options)
+    return answers, out["gate"].mean(axis=1).swapaxes(0, 1)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from trol_jax.errors import UserError
@@ -36,18 +36,26 @@ class Decoding:
         if self.beams > 1 and self.temperature:
             raise UserError(f"beams is {self.beams} and temperature {self.temperature}: choose a search or drawing")
 
-    def sampling(self, first: int, rows: int) -> Sampling | None:
-        """For questions `first`, `first` + 1, ...; None where nothing is drawn."""
-        if not self.temperature:
-            return None
-        same = lambda value, dtype: jnp.full(rows, value, dtype)  # noqa: E731
-        seeds = (self.seed + first + np.arange(rows)) % 2**32
-        return Sampling(
-            same(self.temperature, jnp.float32),
-            same(self.top_k, jnp.int32),
-            same(self.top_p, jnp.float32),
-            jnp.asarray(seeds, jnp.uint32),
-        )
+    def __str__(self) -> str:
+        """What is not as by default; "greedy" when nothing is."""
+        changed = [
+            f"{f.name} {value}" for f in dataclasses.fields(self) if (value := getattr(self, f.name)) != f.default
+        ]
+        return ", ".join(changed) or "greedy"
 
 
 GREEDY = Decoding()
+
+
+def sampling(rows: Sequence[Decoding]) -> Sampling:
+    """For a batch, an entry a row."""
+
+    def column(name, dtype):
+        return np.array([getattr(row, name) for row in rows], dtype)
+
+    return Sampling(
+        column("temperature", np.float32),
+        column("top_k", np.int32),
+        column("top_p", np.float32),
+        column("seed", np.uint32),
+    )

@@ -11,6 +11,7 @@ from trol_jax.infer.sampling import Sampling, sample
 from trol_jax.models.cache import Cache
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL
+from trol_jax.ops.image import normalize
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop"))
@@ -45,11 +46,21 @@ def generate(
     return answers, {"gate": gate}
 
 
-def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int):
-    """Run prompts: (logits of the next token float32[B, V], cache with `new_slots` free slots, gate of the prompts)."""
+def inputs(model: TroL, tokens, tiles):
+    """Prompts int[B, T], padded with -1, and tiles uint8[B, M, height, width, C] or None -> what `prefill` takes."""
+    if tiles is not None:
+        tiles = normalize(tiles, model.config.vision.mean, model.config.vision.std)
+    return jnp.maximum(tokens, 0), (tokens >= 0).astype(jnp.int32), tiles
+
+
+def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int, dtype=None):
+    """Run prompts: (logits of the next token float32[B, V], cache with `new_slots` free slots, gate of the prompts).
+
+    dtype: of the cache, by default the model's.
+    """
     apply = functools.partial(model.apply, {"params": params})
     x, out = apply(tokens, images, segment_ids=segment_ids)
-    cache = Cache.from_prompt(out["kv"], segment_ids != 0, tokens.shape[1] + new_slots)
+    cache = Cache.from_prompt(out["kv"], segment_ids != 0, tokens.shape[1] + new_slots, dtype)
     last = jnp.take_along_axis(x, cache.index[:, None, None] - 1, axis=1)
     return apply(last, method="logits")[:, 0], cache, out["gate"]
 

@@ -24,22 +24,28 @@ def sample(logits: jax.Array, step: jax.Array, sampling: Sampling | None) -> jax
     best = logits.argmax(axis=-1).astype(jnp.int32)
     if sampling is None:
         return best
-    drawn = jax.lax.cond(
-        (sampling.temperature > 0).any(),
-        lambda: jax.vmap(_draw)(logits, jnp.broadcast_to(step, best.shape), sampling),
-        lambda: best,
-    )
-    return jnp.where(sampling.temperature > 0, drawn, best)
+    draws, some = sampling.temperature > 0, (sampling.temperature > 0).any()
+    filtered = (draws & ((sampling.top_k > 0) | (sampling.top_p < 1))).any()
+    scaled = logits / jnp.where(draws, sampling.temperature, 1)[:, None]
+    # Sorting a vocabulary takes long: only where someone asks for it.
+    scaled = jax.lax.cond(filtered, lambda: _filter(scaled, sampling.top_k, sampling.top_p), lambda: scaled)
+    drawn = jax.lax.cond(some, lambda: _draw(scaled, sampling.seed, jnp.broadcast_to(step, best.shape)), lambda: best)
+    return jnp.where(draws, drawn, best)
 
 
-def _draw(logits: jax.Array, step: jax.Array, options: Sampling) -> jax.Array:
-    """One row, logits [V]. The order of the filters is that of transformers: temperature, top_k, top_p."""
-    order = jnp.argsort(-logits)
-    rank = jnp.arange(len(logits))
-    scaled = logits[order] / jnp.where(options.temperature > 0, options.temperature, 1)
-    scaled = jnp.where((options.top_k == 0) | (rank < options.top_k), scaled, -jnp.inf)
-    p = jax.nn.softmax(scaled)
-    before = jnp.cumsum(p) - p
-    scaled = jnp.where((before < options.top_p) | (rank == 0), scaled, -jnp.inf)
-    key = jax.random.fold_in(jax.random.key(options.seed), step)
-    return order[jax.random.categorical(key, scaled)].astype(jnp.int32)
+@jax.vmap
+def _filter(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """-inf for what is not drawn from; top_k first, as in transformers."""
+    order, rank = jnp.argsort(-logits), jnp.arange(len(logits))
+    few = jnp.where((top_k == 0) | (rank < top_k), logits[order], -jnp.inf)
+    p = jax.nn.softmax(few)
+    kept = jnp.where((jnp.cumsum(p) - p < top_p) | (rank == 0), few, -jnp.inf)
+    return jnp.zeros_like(logits).at[order].set(kept)
+
+
+@jax.vmap
+def _draw(logits: jax.Array, seed: jax.Array, step: jax.Array) -> jax.Array:
+    # By one random number, where `jax.random.categorical` takes one for each entry of the vocabulary.
+    reached = jnp.cumsum(jax.nn.softmax(logits))
+    random = jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
+    return (reached <= random * reached[-1]).sum(dtype=jnp.int32)

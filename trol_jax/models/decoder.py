@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trol_jax.models.cache import write
+from trol_jax.models.cache import stored, write
 from trol_jax.models.layers import Linear, RMSNorm, stack
 from trol_jax.models.variants import DecoderConfig
-from trol_jax.ops.attention import attention
+from trol_jax.ops.attention import attention, cached_attention
 from trol_jax.ops.rotary import rotate
 from trol_jax.ops.traversal import gate_score, traverse
 
@@ -35,7 +35,7 @@ class Pass(nn.Module):
 
     @nn.compact
     def __call__(self, x, cached, context):
-        """x: [B, T, D]; cached: keys and values [B, S, K, H] of the layer, or None. Returns (x, (keys, values))."""
+        """x: [B, T, D]; cached: what a `Cache` holds of the layer, or None. Returns (x, that, or (keys, values))."""
         c, ctx = self.config, context
         d, k, g, h = c.width, c.kv_heads, c.heads // c.kv_heads, c.head_dim
 
@@ -50,9 +50,12 @@ class Pass(nn.Module):
         query = qkv[..., :g, :].reshape(*x.shape[:2], c.heads, h)
         query, key = rotate(query, ctx.cos, ctx.sin), rotate(qkv[..., g, :], ctx.cos, ctx.sin)
         kv = (key, qkv[..., g + 1, :])
-        if cached is not None:
-            kv = tuple(write(slots, new, ctx.index) for slots, new in zip(cached, kv, strict=True))
-        y = attention(query, *(a.astype(self.dtype) for a in kv), ctx.mask)
+        if cached is None:
+            y = attention(query, *kv, ctx.mask)
+        else:
+            new = stored(kv, cached[0].dtype)
+            kv = tuple(write(slots, each, ctx.index) for slots, each in zip(cached, new, strict=True))
+            y = cached_attention(query, ctx.mask, *kv)
         x += linear("out", y, (c.heads, h), (d,), ("heads", "head_dim", "embed"))
 
         y = RMSNorm(c.eps, name="mlp_norm")(x)
@@ -106,7 +109,7 @@ class Decoder(nn.Module):
     def __call__(self, x, context, cache=None, *, passes, deterministic=True):
         """x: [B, T, D] embedded tokens. Returns (states after the final norm [B, T, D], out).
 
-        out["kv"]: keys and values by layer (the whole slots where a cache is given, else [B, T, K, H]);
+        out["kv"]: keys and values [B, T, K, H] by layer, or where a cache is given what it is to hold;
         out["gate"]: scores float32[L, passes - 1, B, T].
         """
         gate_axis = nn.broadcast if self.shared_gate else 0
@@ -115,7 +118,7 @@ class Decoder(nn.Module):
             scan=self.scan, remat=self.remat, separate=self.separate,
             config=self.config, passes=passes, dtype=self.dtype, deterministic=deterministic,
         )  # fmt: skip
-        cached = None if cache is None else (cache.keys, cache.values)
+        cached = None if cache is None else cache.kv
         if cache is not None and not self.separate:
             cached = jax.tree.map(jnp.stack, cached, is_leaf=lambda leaf: isinstance(leaf, list))
         x, (kv, scores) = run(x, self.gate, cached, context)

@@ -75,8 +75,7 @@ class TroL(nn.Module):
         context = Context(mask, cos, sin, image_mask, index)
         x, out = self.decoder(x, context, cache, passes=passes, deterministic=deterministic)
         if cache is not None:
-            keys, values = out.pop("kv")
-            out["cache"] = cache.replace(keys=list(keys), values=list(values))
+            out["cache"] = cache.replace(kv=tuple(map(list, out.pop("kv"))))
         return x, out
 
     def logits(self, x):

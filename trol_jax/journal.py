@@ -1,24 +1,28 @@
-"""Answers on disk: one JSON object a line, appended batch by batch, so that a measurement can be stopped and go on."""
+"""Answers on disk: one JSON object a line, appended as they come, so that long work can be stopped and go on."""
 
 import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from trol_jax.errors import UserError
 
 
-class Answers:
-    """The answers of one `source`, a checkpoint and a way to ask it. Lines from another are of no use here."""
+class Journal:
+    """The answers of one `source`, a checkpoint and a way to ask it. Lines from another are of no use here.
+
+    Every line has an "id" and its "source".
+    """
 
     def __init__(self, path: Path, source: str):
         self.path, self.source = path, source
 
-    def read(self, rows: Iterable[Mapping]) -> dict[int, dict]:
-        """The answers to the rows, by id; a line that was being written, or asks something else, leaves the file.
+    def read(self, asked: Mapping[Hashable, Mapping]) -> dict[Hashable, dict]:
+        """Lines by id, of those whose fields agree with what is `asked` under that id; others leave the file, as does
+        one that was being written.
 
         UserError for a file of another source, whose answers may have taken long.
         """
@@ -26,25 +30,22 @@ class Answers:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return {}
-        expected = {row["id"]: (row["question"], row["answer"], os.path.basename(row["image"])) for row in rows}
         with explained(self.path):
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         known = {}
         for text in lines:
             try:
                 old = json.loads(text) if text.endswith("\n") else None
-                asked = old["question"], old["answer"], old["image"]
-                if old["source"] != self.source:
-                    raise UserError(
-                        f"{self.path} holds answers of another measurement ({old['source']}; this one is "
-                        f"{self.source}); name another --output, or remove that file"
-                    )
-                if expected.get(old["id"]) == asked:
-                    known[old["id"]] = old
-            except UserError:
-                raise
+                source, wanted = old["source"], asked.get(old["id"])
             except (ValueError, KeyError, TypeError):
                 continue
+            if source != self.source:
+                raise UserError(
+                    f"{self.path} holds answers of another measurement ({source}; this one is {self.source}); "
+                    f"write to another, or remove it"
+                )
+            if wanted is not None and wanted.items() <= old.items():
+                known[old["id"]] = old
         if len(known) < len(lines):
             self.write(known.values())
         return known
@@ -90,5 +91,5 @@ def explained(path: Path):
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room or name another --output, then start again"
+            f"cannot write {path}: {error.strerror or error}; make room or write elsewhere, then start again"
         ) from error

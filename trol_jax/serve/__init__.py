@@ -1,0 +1,1 @@
+"""Answers over the network: an HTTP API and a web page."""

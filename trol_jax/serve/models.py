@@ -1,0 +1,33 @@
+"""The checkpoints that a process serves."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from trol_jax import checkpoint
+from trol_jax.errors import UserError
+from trol_jax.infer.answer import Answerer
+from trol_jax.infer.server import Server
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Served:
+    name: str
+    answerer: Answerer
+    server: Server
+
+
+def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: int) -> dict[str, Served]:
+    """By name, which is that of the run's folder. size: answers at a time; length: tokens of a prompt with its answer;
+    waiting: requests that may wait beyond those.
+    """
+    served = {}
+    for path in paths:
+        step_dir = checkpoint.resolve(path)
+        in_run = step_dir.parent.name == checkpoint.CHECKPOINTS
+        name = (step_dir.parents[1] if in_run else step_dir).absolute().name
+        if name in served:
+            raise UserError(f"two checkpoints are called {name}; rename the folder of one")
+        answerer = Answerer.load(step_dir)
+        served[name] = Served(name, answerer, answerer.serve(size, length=length, waiting=waiting))
+    return served
