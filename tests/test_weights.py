@@ -1,6 +1,5 @@
 """Weights read for inference against those that training restores, and what fewer bits do to the model."""
 
-import dataclasses
 import functools
 import re
 
@@ -56,14 +55,10 @@ def assert_same_bits(params, expected):
         np.testing.assert_array_equal(params[name], leaf, err_msg=name)
 
 
-def separate(module):
-    return dataclasses.replace(module, separate=True)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def run(module, params, prompt, images, token):
+def run(module, params, prompt, token):
     """(logits after a prompt, logits of one more token)."""
-    logits, cache, _ = prefill(module, params, prompt, jnp.ones_like(prompt), images, 1)
+    logits, cache, _ = prefill(module, params, prompt, jnp.ones_like(prompt), None, 1)
     return logits, decoder(module, params)(token, cache)[0][:, 0]
 
 
@@ -71,7 +66,7 @@ def run(module, params, prompt, images, token):
 def test_in_full_they_are_what_training_restores(stored, name):
     module, step = stored(name)
     assert_same_bits(weights.load(step, module), restored(module, step, as_stored=True))
-    assert_same_bits(weights.load(step.parent, separate(module), "float32"), restored(module, step))
+    assert_same_bits(weights.load(step.parent, tiny.separate(module), "float32"), restored(module, step))
 
 
 def test_bfloat16_but_for_norms_and_gates(stored):
@@ -103,11 +98,9 @@ def test_fewer_bits(stored, name, kind, leaf_type, error, alike):
         rms = np.sqrt(np.mean((meant[name] - exact[name]) ** 2) / np.mean(exact[name] ** 2))
         assert error / 4 < rms < error, name
 
-    inputs = tiny.tokens(2, 6), None, tiny.tokens(2, 1, seed=1)
-    if module.config.decoder.lora_rank:  # which is there for pictures
-        inputs = tiny.with_picture(module, inputs[0]), tiny.images(2), inputs[2]
+    inputs = tiny.tokens(2, 6), tiny.tokens(2, 1, seed=1)
     trees = (params, unflatten_dict(meant, sep="/"), full)
-    for ours, same, before in zip(*(run(separate(module), tree, *inputs) for tree in trees), strict=True):
+    for ours, same, before in zip(*(run(tiny.separate(module), tree, *inputs) for tree in trees), strict=True):
         np.testing.assert_allclose(ours, same, atol=1e-4 * np.abs(same).max())
         assert np.corrcoef(ours.ravel(), before.ravel())[0, 1] > alike
 

@@ -51,7 +51,7 @@ class Cache:
 def stored(kv, dtype) -> tuple[jax.Array, ...]:
     """(keys, values) of some tokens, [B, T, K, H], as a cache of that dtype holds them."""
     kv = [a.swapaxes(1, 2) for a in kv]
-    if dtype == jnp.int8:
+    if jnp.dtype(dtype) == jnp.int8:  # also of its name
         values, scales = zip(*map(to_int8, kv), strict=True)
         return *values, *scales
     return tuple(a.astype(dtype) for a in kv)
