@@ -72,7 +72,7 @@ def typed():
 def answer_file(decoding) -> None:
     from tqdm import tqdm
 
-    from trol_jax import checkpoint
+    from trol_jax import checkpoint, manifest
     from trol_jax.errors import UserError
     from trol_jax.infer import questions, weights
     from trol_jax.infer.answer import Answerer

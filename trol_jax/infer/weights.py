@@ -28,7 +28,7 @@ AHEAD = 2  # arrays that are read while others are worked on
 # dtype or, of a kernel that int8 and nf4 quantise, how many of its axes are inputs.
 #
 # That is what the paper says of its language models, and all that pays: of the released models these kernels are 62 to
-# 92% of the weights. The original (trol/load_trol.py) does not do it. It has bitsandbytes leave alone what is called
+# 87% of the weights. The original (trol/load_trol.py) does not do it. It has bitsandbytes leave alone what is called
 # vit, vision_proj, ffn, output or trol_gating, and in its InternLM2 the kernels of the layers are called "ffn" too, as
 # the part of a layer with partial LoRA that is not the low-rank pair: only these pairs are quantised there.
 TABLE = (
@@ -55,7 +55,7 @@ def load(path: str | os.PathLike, model: TroL, kind: str | None = None) -> dict:
     params = {}
     for name, own_name, array in _read_ahead(_reads(step_dir, flatten_dict(shapes, sep="/"))):
         # Waiting here keeps arrays of the host from piling up.
-        params[own_name] = jax.block_until_ready(_maker(name, kind)(array))
+        params[own_name] = jax.block_until_ready(maker(name, kind)(array))
     return unflatten_dict(params, sep="/")
 
 
@@ -92,8 +92,8 @@ def _read_ahead(reads: Iterator[tuple[str, str, Any]]) -> Iterator[tuple[str, st
 
 
 @functools.cache
-def _maker(name: str, kind: str | None) -> Callable[[np.ndarray], Any]:
-    """What makes the parameter of a stored array."""
+def maker(name: str, kind: str | None) -> Callable[[np.ndarray], Any]:
+    """What makes the parameter of an array, of one layer; name: in the checkpoint."""
     if kind is None:
         return jnp.asarray
     rule = next(rule for expression, rule in TABLE if re.fullmatch(expression, name))

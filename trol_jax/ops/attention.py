@@ -27,14 +27,19 @@ def cached_attention(
     stream (on two CPU cores a sixth of the time of [B, S, K, H]). Their scales, [B, K, S], if they are int8.
     """
     batch, length, heads, head_dim = q.shape
-    grouped = q.reshape(batch, length, k.shape[1], -1, head_dim)
-    logits = jnp.einsum("btkgh,bksh->bktgs", grouped, k.astype(q.dtype)).astype(jnp.float32) * head_dim**-0.5
+    kv_heads = k.shape[1]
+    # [B, K, T * G, H]. In this order of operands XLA turns no slots around on a CPU: a seventh of the time.
+    grouped = q.reshape(batch, length, kv_heads, -1, head_dim).swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim)
+    logits = jnp.einsum("bksh,bkgh->bksg", k.astype(q.dtype), grouped).swapaxes(2, 3)
+    logits = logits.astype(jnp.float32) * head_dim**-0.5
     if k_scale is not None:
-        logits *= k_scale[:, :, None, None]
-    weights = jax.nn.softmax(jnp.where(mask[:, None, :, None], logits, jnp.finfo(jnp.float32).min))
+        logits *= k_scale[:, :, None]
+    seen = jnp.repeat(mask, heads // kv_heads, axis=1)[:, None]
+    weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min))
     if v_scale is not None:
-        weights *= v_scale[:, :, None, None]
-    out = jnp.einsum("bktgs,bksh->btkgh", weights.astype(q.dtype), v.astype(q.dtype))
+        weights *= v_scale[:, :, None]
+    out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(q.dtype), v.astype(q.dtype))
+    out = out.reshape(batch, kv_heads, length, -1, head_dim).swapaxes(1, 2)
     return out.reshape(batch, length, heads, head_dim)
 
 
