@@ -10,7 +10,6 @@ those of pixel_values, given out to the rows in order by their image tokens.
 
 import functools
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +50,9 @@ def check(folder: Path, recording: Path) -> list[Row]:
     try:
         with np.load(recording) as file:
             recorded = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            if strange := [name for name, array in recorded.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{strange[0]} is no array")
+    except Exception as error:  # NumPy and zlib raise anything for damaged bytes, MemoryError for a damaged shape
         raise UserError(f"{recording} is not a readable .npz: {error}; record it again") from error
     try:
         rows = list(_Check(source, recorded).rows())
@@ -199,6 +200,9 @@ class _Check:
 
     def generation(self, beams: int, cases: list[str]) -> Iterator[Row]:
         """All prompts as one batch, padded on the left. The difference is the part of the tokens that differ."""
+        for case in cases:
+            if len(self.recorded[f"{case}.prompt"]) != 1 or len(self.recorded[f"{case}.tokens"]) != 1:
+                raise UserError(f"{case} has several prompts; record each under a name of its own")
         prompts = [self.recorded[f"{case}.prompt"][0].astype(np.int32) for case in cases]
         expected = [self.recorded[f"{case}.tokens"][0] for case in cases]
         length, new = max(map(len, prompts)), max(map(len, expected))

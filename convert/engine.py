@@ -224,11 +224,23 @@ def to_jax(
     words = tokenizer.read_tokenizer(folder) if any("tokenizer" in name for name in kept) else None
     if words is None:
         logging.warning("%s has no tokeniser: its weights are converted, and can answer nothing", folder)
+    else:
+        _compare(words, source.config)
     here = saved.Saved(source.config, words, None, kept)
     tree = {"params": unflatten_dict(source.arrays(dtype, progress), sep="/")}
-    with checkpoint.Checkpoints(directory / checkpoint.CHECKPOINTS) as checkpoints:
+    where = directory / checkpoint.CHECKPOINTS
+    with files.new_folders(where), checkpoint.Checkpoints(where) as checkpoints:
         checkpoints.save(0, tree, data_state=None, config=None, files=here.files())
     return source.config
+
+
+def _compare(words: tokenizer.Tokenizer, config: ModelConfig) -> None:
+    if words.image_id != config.image_token or words.vocab_size > config.decoder.vocab:
+        logging.warning(
+            "tokeniser and weights do not belong together, and will answer nothing of use: they have %d and %d ids, %d "
+            "and %d for a picture",
+            words.vocab_size, config.decoder.vocab, words.image_id, config.image_token,
+        )  # fmt: skip
 
 
 _ROWS = "has_row_numbers"  # a mark among the kept files
@@ -292,6 +304,8 @@ def to_hf(
     """Checkpoint -> folder in the released layout, which appears when it is whole."""
     export = Export.open(path, dtype)
     model = export.here.model
+    if folder.resolve().is_relative_to(export.step_dir.resolve()):
+        raise UserError(f"--dst {folder} is inside the checkpoint {export.step_dir}; name another")
     if not model.shared_gate:
         logging.warning("the gate differs by layer: the original PyTorch code loads only the last layer's")
     with files.new_folder(folder) as temporary:

@@ -3,6 +3,7 @@
 Nothing is loaded before it is asked for, an index names files of its own folder only, and no file is executed.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,23 +190,55 @@ class Writer:
 
 
 @contextmanager
+def new_folders(path: Path):
+    """Where the work fails, of the folder and those above it the new ones go again if they are empty."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def new_folder(path: Path):
     """A folder that gets its name when everything in it is written; nothing is left of one that fails."""
-    path = path.absolute()
+    path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty; name another, or remove it")
     leftover = re.compile(re.escape(path.name) + r"\.tmp-convert-[0-9a-f]{8}")
     for old in path.parent.iterdir() if path.parent.is_dir() else ():
         if leftover.fullmatch(old.name) and old.is_dir():
+            os.close(_lock(old, path))
             shutil.rmtree(old, ignore_errors=True)
     temporary = path.with_name(f"{path.name}.tmp-convert-{secrets.token_hex(4)}")
+    with new_folders(path.parent):
+        lock = None
+        try:
+            temporary.mkdir(parents=True)
+            lock = _lock(temporary, path)
+            yield temporary
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}; make room or name another") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _lock(folder: Path, path: Path) -> int:
+    """Tells other processes that the folder is in use, until the descriptor is closed or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or name another") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"another process writes to {path}; let it end, or name another") from None
+    except OSError:
+        pass  # a file system without locks
+    return descriptor

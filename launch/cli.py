@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -12,6 +13,7 @@ REQUIRED = []  # flags that may not be empty either
 def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
+    signal.signal(signal.SIGTERM, terminated)
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
@@ -52,8 +54,12 @@ def guarded(main, argv):
         main(argv)
     except UserError as error:
         fail(error)
-    except KeyboardInterrupt:
-        fail("interrupted", status=130)
+    except KeyboardInterrupt as error:
+        fail("terminated" if error.args else "interrupted", status=143 if error.args else 130)
+
+
+def terminated(number, frame):
+    raise KeyboardInterrupt(number)  # what an interrupt cleans up is cleaned up
 
 
 def fail(message, status: int = 2):

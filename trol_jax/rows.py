@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from trol_jax.errors import UserError
+
 _threads = ThreadPoolExecutor(4)  # NumPy copies without the interpreter's lock
 BLOCK = 128  # rows that are transposed together: of 64 to 256 the fastest, four times as fast as all at once
 
@@ -36,7 +38,19 @@ class Rows:
 
 
 def assign(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source, in blocks that stay in the processor's cache where that means to transpose."""
+    """target[...] = source, in blocks that stay in the processor's cache where that means to transpose.
+
+    UserError for numbers that the target's dtype cannot hold.
+    """
+    try:
+        _assign(target, source)
+    except FloatingPointError:
+        raise UserError(
+            f"there are numbers of {source.dtype} beyond the range of {target.dtype}; choose another --dtype"
+        ) from None
+
+
+def _assign(target: np.ndarray, source: np.ndarray) -> None:
     for split in range(1, source.ndim):
         try:
             flat = np.reshape(source, (math.prod(source.shape[:split]), -1), copy=False)
@@ -46,8 +60,10 @@ def assign(target: np.ndarray, source: np.ndarray) -> None:
             starts = range(0, flat.shape[1], BLOCK)
             list(_threads.map(functools.partial(_assign_block, target.reshape(flat.shape), flat), starts))
             return
-    target[...] = source
+    with np.errstate(over="raise"):
+        target[...] = source
 
 
 def _assign_block(target: np.ndarray, source: np.ndarray, start: int) -> None:
-    target[:, start : start + BLOCK] = source[:, start : start + BLOCK]
+    with np.errstate(over="raise"):
+        target[:, start : start + BLOCK] = source[:, start : start + BLOCK]
