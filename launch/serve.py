@@ -4,8 +4,6 @@ trol_jax/serve/openai.py says what requests may hold. Clients must send TROL_API
 """
 
 import os
-import signal
-import socket
 
 from absl import flags
 
@@ -27,43 +25,16 @@ def main(_):
 
     if not all(CHECKPOINT.value):
         raise UserError("--checkpoint is empty; name a run")
-    with listening() as listener:
-        serve(listener)
-
-
-def serve(listener: socket.socket) -> None:
-    from trol_jax.errors import UserError
-
     try:
-        import uvicorn
-
-        from trol_jax.serve import api, models
+        from trol_jax.serve import api, http, models
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install -r requirements-serve.txt") from None
-    cli.keep_compiled()
-    served = models.load(CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value)
-    app = api.app(served, MAX_BODY_MB.value * 2**20, os.environ.get("TROL_API_KEY", ""))
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, and then hands the signal on to this
-        signal.signal(number, lambda *_: None)
-    host, port = listener.getsockname()[:2]
-    print(f"{', '.join(served)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
-    options = dict(log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])
-    for one in served.values():
-        one.server.close()
-
-
-def listening() -> socket.socket:
-    """Early, so that a port in use is told of before anything is loaded."""
-    from trol_jax.errors import UserError
-
-    try:
-        return socket.create_server(
-            (HOST.value, PORT.value), family=socket.AF_INET6 if ":" in HOST.value else socket.AF_INET, backlog=2048
-        )
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]
-        raise UserError(f"cannot listen on {HOST.value} port {PORT.value} (--host, --port): {reason}") from None
+    with http.listen(HOST.value, PORT.value) as listener:
+        cli.keep_compiled()
+        served = models.load(CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value)
+        app = api.app(served, MAX_BODY_MB.value * 2**20, os.environ.get("TROL_API_KEY", ""))
+        print(f"{', '.join(served)} at {http.url(listener)}/v1", flush=True)
+        http.run(app, served, listener)
 
 
 if __name__ == "__main__":
