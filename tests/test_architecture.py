@@ -84,6 +84,15 @@ def test_torch_is_lazy_in_convert_and_absent_elsewhere():
     assert not eager + elsewhere
 
 
+def test_what_serves_needs_stays_in_its_room():
+    extras = ("fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "prometheus_client", "gradio")
+    found = [each for room in ("trol_jax", "launch", "configs", "convert") for each in imports_of(room)]
+    eager = [(file, name) for file, name, lazy in found if within(name, extras) and not (lazy and "launch" in file)]
+    assert not [each for each in eager if not each[0].startswith("trol_jax/serve/")]
+    rooms = [file for file, name, _ in found if within(name, ("trol_jax.serve",))]
+    assert all(file.startswith(("trol_jax/serve/", "launch/")) for file in rooms)
+
+
 @pytest.mark.parametrize("room", ["trol_jax", "launch", "configs", "convert"])
 def test_nothing_imports_tensorflow(room):
     assert not [file for file, name, _ in imports_of(room) if within(name, ("tensorflow",))]

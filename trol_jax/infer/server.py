@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -32,11 +32,16 @@ class Request:
     decoding: Decoding = GREEDY
     gate: np.ndarray | None = None  # float32[L, T] of the prompt, mean over the passes, once it has been run
     said: list[int] = dataclasses.field(default_factory=list)
+    listener: Callable[[list[int] | BaseException | None], None] | None = None  # gets the news in place of `stream`
     _cancelled: bool = False
     _news: queue.SimpleQueue = dataclasses.field(default_factory=queue.SimpleQueue)
 
     def stream(self) -> Iterator[list[int]]:
-        """New tokens as they come; ends when the answer does. Raises what went wrong while answering."""
+        """New tokens as they come; ends when the answer does. Raises what went wrong while answering.
+
+        A `listener` set before `Server.submit` is called with the same instead, from the server's thread, which it must
+        not hold up: new tokens, at last None or what went wrong.
+        """
         while (news := self._news.get()) is not None:
             if isinstance(news, BaseException):
                 raise news
@@ -55,12 +60,15 @@ class Request:
     def say(self, tokens: list[int], last: bool) -> None:
         self.said += tokens
         if tokens:
-            self._news.put(tokens)
+            self._tell(tokens)
         if last:
-            self._news.put(None)
+            self._tell(None)
 
     def fail(self, error: BaseException) -> None:
-        self._news.put(error)
+        self._tell(error)
+
+    def _tell(self, news: list[int] | BaseException | None) -> None:
+        (self.listener or self._news.put)(news)
 
     def cancel(self) -> None:
         """Ends the answer; its slot is free for others within a chunk."""
@@ -102,6 +110,11 @@ class Server:
             self._waiting.append(request)
             self._wake.notify()
         return request
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: it was not closed, and nothing broke it."""
+        return self._end is None
 
     @property
     def load(self) -> tuple[int, int]:
@@ -189,7 +202,7 @@ class Server:
 
     def _next(self, most: int) -> list[Request]:
         """The one that waits longest, and of the others, in order, those whose prompts have its shape."""
-        for request in [request for request in self._waiting if request._cancelled]:
+        for request in [request for request in list(self._waiting) if request._cancelled]:
             self._waiting.remove(request)
             request.say([], last=True)
         if not self._waiting:

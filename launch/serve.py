@@ -1,0 +1,41 @@
+"""Answer over HTTP, as OpenAI's chat completions: python -m launch.serve --checkpoint=runs/quickstart [--port=8000]
+
+trol_jax/serve/openai.py says what requests may hold. Clients must send TROL_API_KEY, if the environment has it.
+"""
+
+import os
+
+from absl import flags
+
+from launch import cli
+
+CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint", None, "A run, its checkpoints or one step; may be given several times."
+)
+HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 = all of this machine.")
+PORT = flags.DEFINE_integer("port", 8000, "Port to listen on; 0 = any that is free.", lower_bound=0, upper_bound=65535)
+SLOTS = flags.DEFINE_integer("slots", 8, "Answers at a time, of each checkpoint.", lower_bound=1)
+LENGTH = flags.DEFINE_integer("length", 4096, "Tokens of a prompt with its answer at most.", lower_bound=16)
+QUEUE = flags.DEFINE_integer("queue", 256, "Requests that may wait for a slot, of each checkpoint.", lower_bound=0)
+MAX_BODY_MB = flags.DEFINE_integer("max_body_mb", 32, "Size of a request at most.", lower_bound=1)
+
+
+def main(_):
+    from trol_jax.errors import UserError
+
+    if not all(CHECKPOINT.value):
+        raise UserError("--checkpoint is empty; name a run")
+    try:
+        from trol_jax.serve import api, http, models
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install -r requirements-serve.txt") from None
+    with http.listen(HOST.value, PORT.value) as listener:
+        cli.keep_compiled()
+        served = models.load(CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value)
+        app = api.app(served, MAX_BODY_MB.value * 2**20, os.environ.get("TROL_API_KEY", ""))
+        print(f"{', '.join(served)} at {http.url(listener)}/v1", flush=True)
+        http.run(app, served, listener)
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["checkpoint"])

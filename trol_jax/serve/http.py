@@ -1,0 +1,56 @@
+"""From an app to a process that listens, and ends well."""
+
+import asyncio
+import signal
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from trol_jax.errors import UserError
+from trol_jax.serve.models import Served
+
+GRACE = 5  # seconds that answers may still take when the process is told to end
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """port: 0 = any that is free. UserError if it is in use, or the host is not this one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise UserError(f"cannot listen on {host} port {port} (--host, --port): {reason}") from None
+
+
+def url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def run(app: FastAPI, served: dict[str, Served], listener: socket.socket) -> None:
+    """Until the process gets SIGINT or SIGTERM; closes the servers."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, and then hands the signal on to this
+        signal.signal(number, lambda *_: None)
+    _Uvicorn(app, served).run(sockets=[listener])
+    _close(served)
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, app: FastAPI, served: dict[str, Served]):
+        super().__init__(
+            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2 * GRACE)
+        )
+        self.served = served
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """After the time that they have, answers end with an error."""
+        loop = asyncio.get_running_loop()
+        closing = loop.call_later(GRACE, lambda: loop.run_in_executor(None, _close, self.served))
+        await super().shutdown(sockets)
+        closing.cancel()
+
+
+def _close(served: dict[str, Served]) -> None:
+    for one in served.values():
+        one.server.close()
