@@ -37,7 +37,7 @@ clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 
 # One environment for everything, made again only when a requirement changes.
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements.txt requirements-serve.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or \
 	  sys.exit("Python 3.11 to 3.13 is needed, this is %d.%d: name another with make PYTHON=python3.12" % v)'
 	@echo "installing into $(VENV) (one to two minutes)"

@@ -4,6 +4,7 @@ from absl import flags
 
 from launch import cli, model
 
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by default that of the run.")
 LIMIT = flags.DEFINE_integer(
     "limit", None, "Ask the first N questions only; a measurement of more of them stays as it is.", lower_bound=1
@@ -17,7 +18,7 @@ def main(_):
 
     cli.keep_compiled()
     options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value) | model.options()
-    result = runner.evaluate(model.CHECKPOINT.value, OUTPUT.value, **options)
+    result = runner.evaluate(CHECKPOINT.value, OUTPUT.value, **options)
     print(runner.report(result, OUTPUT.value))
 
 

@@ -12,6 +12,7 @@ from absl import flags
 
 from launch import cli, model
 
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 IMAGE = flags.DEFINE_multi_string("image", [], "Picture file, of up to 40 megapixels; may be given several times.")
 QUESTION = flags.DEFINE_string("question", None, "What to ask.")
 CHAT = flags.DEFINE_bool("chat", False, "Ask on and on, each question after what was said before.")
@@ -46,7 +47,7 @@ def main(_):
     cli.keep_compiled()
     if QUESTIONS.value is not None:
         return answer_file(decoding)
-    answerer = Answerer.load(model.CHECKPOINT.value, **model.options())
+    answerer = Answerer.load(CHECKPOINT.value, **model.options())
     if CHAT.value:
         if sys.stdin.isatty():
             print(HELP)
@@ -82,8 +83,8 @@ def answer_file(decoding) -> None:
     if IMAGE.value:
         raise UserError('--image does not go with --questions; each line of the file names its own under "image"')
     count = len(questions.read(QUESTIONS.value))
-    answerer = Answerer.load(model.CHECKPOINT.value, **model.options())
-    checkpoint_named = manifest.identity(checkpoint.resolve(model.CHECKPOINT.value))
+    answerer = Answerer.load(CHECKPOINT.value, **model.options())
+    checkpoint_named = manifest.identity(checkpoint.resolve(CHECKPOINT.value))
     source = f"{checkpoint_named}, {decoding} {MAX_NEW_TOKENS.value}{weights.named(**model.options())}"
     options = (source, MAX_NEW_TOKENS.value, decoding, BATCH_SIZE.value)
     lines = questions.answer(answerer, QUESTIONS.value, ANSWERS.value, *options)

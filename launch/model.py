@@ -1,8 +1,7 @@
-"""Flags of the programs that answer: which checkpoint, and how the device holds it."""
+"""Flags of the programs that answer: how the device holds a checkpoint."""
 
 from absl import flags
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["float32", "bfloat16", "int8", "nf4"], "Weights on the device; by default as they are stored."
 )

@@ -17,9 +17,11 @@ class Served:
     server: Server
 
 
-def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: int) -> dict[str, Served]:
+def load(
+    paths: Sequence[str | os.PathLike], size: int, length: int, waiting: int, **options: str | None
+) -> dict[str, Served]:
     """By name, which is that of the run's folder. size: answers at a time; length: tokens of a prompt with its answer;
-    waiting: requests that may wait beyond those.
+    waiting: requests that may wait beyond those; options: of `Answerer.load`.
     """
     served = {}
     for path in paths:
@@ -28,6 +30,6 @@ def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: in
         name = (step_dir.parents[1] if in_run else step_dir).absolute().name
         if name in served:
             raise UserError(f"two checkpoints are called {name}; rename the folder of one")
-        answerer = Answerer.load(step_dir)
+        answerer = Answerer.load(step_dir, **options)
         served[name] = Served(name, answerer, answerer.serve(size, length=length, waiting=waiting))
     return served
