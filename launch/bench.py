@@ -1,11 +1,11 @@
-"""Measurements: python -m launch.bench infer [--variant=trol_1_8b] (see bench/infer.py)"""
+"""Measurements: python -m launch.bench infer|throughput [flags] (see bench/infer.py, bench/throughput.py)"""
 
 import importlib
 import sys
 
 from launch import cli
 
-KINDS = ("infer",)
+KINDS = ("infer", "throughput")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in KINDS:

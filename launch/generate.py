@@ -4,6 +4,9 @@ One question:       python -m launch.generate --checkpoint=runs/quickstart [--im
 A conversation:     python -m launch.generate --checkpoint=runs/quickstart [--image=FILE ...] --chat
 A file of them:     python -m launch.generate --checkpoint=runs/quickstart --questions=FILE.jsonl --answers=FILE.jsonl
 (trol_jax/infer/questions.py says what such a file holds)
+
+Pictures have up to 40 megapixels, in any common format. They are turned upright by their EXIF mark; of an animation the
+first frame counts, transparent parts are white, 16-bit grey is scaled to 8 bits. Others are refused by name.
 """
 
 import sys
@@ -13,7 +16,7 @@ from absl import flags
 from launch import cli, model
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
-IMAGE = flags.DEFINE_multi_string("image", [], "Picture file, of up to 40 megapixels; may be given several times.")
+IMAGE = flags.DEFINE_multi_string("image", [], "Picture file; may be given several times.")
 QUESTION = flags.DEFINE_string("question", None, "What to ask.")
 CHAT = flags.DEFINE_bool("chat", False, "Ask on and on, each question after what was said before.")
 QUESTIONS = flags.DEFINE_string("questions", None, "File of questions, a JSON object a line.")
