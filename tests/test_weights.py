@@ -129,7 +129,7 @@ def test_little_is_in_memory_beside_the_result(stored, monkeypatch):
 
         return make
 
-    monkeypatch.setattr(weights, "_maker", maker)
+    monkeypatch.setattr(weights, "maker", maker)
     monkeypatch.setattr(checkpoint, "open_array", lambda *where: Watched(opened(*where)))
     leaves = jax.tree.leaves(weights.load(step, module))
     assert shapes == made and sorted(shapes) == sorted(leaf.shape for leaf in leaves)
@@ -183,6 +183,6 @@ def test_sizes_of_the_released_models(variant, gigabytes):
         total = 0
         for name, leaf in shapes.items():
             copies, shape = (leaf.shape[0], leaf.shape[1:]) if "layers" in name.split("/") else (1, leaf.shape)
-            made = jax.eval_shape(weights._maker(name, kind), jax.ShapeDtypeStruct(shape, jnp.float16))
+            made = jax.eval_shape(weights.maker(name, kind), jax.ShapeDtypeStruct(shape, jnp.float16))
             total += copies * weights.size(made)
         assert total / 1e9 == pytest.approx(expected, abs=0.05), kind
