@@ -216,7 +216,10 @@ def to_jax(
     if checkpoint.steps_in(directory / checkpoint.CHECKPOINTS):
         raise UserError(f"{directory} holds checkpoints already; name another --dst, or remove it")
     # The config of a base does not describe what TroL makes of it: one is written on export.
-    kept = {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
+    names = [name for name in KEPT if (folder / name).is_file()]
+    for name in names:
+        files.refuse_link_out(folder, name)
+    kept = {name: (folder / name).read_bytes() for name in names}
     if not source.layout.has_gate:
         del kept[CONFIG]
     if source.row_numbers:
@@ -343,11 +346,12 @@ def _by_layer(item) -> tuple[int, bool]:
 def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
     """What `to_jax` or `to_hf` would do, a line a released tensor: name, ours, shape, dtypes, bytes, transform."""
     arrow = "->" if to == "jax" else "<-"
-    plan, kind = _plan_of(to, src, dtype)
+    config, plan, kind = _plan_of(to, src, dtype)
     lines, total = [], 0
     for move in plan:
+        stacked = move.rule.by_layer and not (move.is_gate and config.shared_gate)
         for layer, names in enumerate(move.names):
-            ours = ", ".join(path + (f"[{layer}]" if move.rule.by_layer else "") for path in move.rule.ours)
+            ours = ", ".join(path + (f"[{layer}]" if stacked else "") for path in move.rule.ours)
             for name, shape in zip(names, move.released, strict=True):
                 here, there = kind(move, name)
                 size = math.prod(shape) * there.itemsize
@@ -356,12 +360,20 @@ def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
                 lines.append(
                     f"{name} {arrow} {ours}  {here}{list(shape)}{cast}  {size:,} bytes  {move.rule.transform.name}"
                 )
-    return "\n".join([*lines, f"{len(lines):,} tensors, {total:,} bytes; nothing was written"])
+    fresh = [] if any(move.is_gate for move in plan) else ["a fresh gate -> decoder/gate_kernel, decoder/gate_bias"]
+    return "\n".join([*lines, *fresh, f"{len(lines):,} tensors, {total:,} bytes; nothing was written"])
 
 
 def _plan_of(to: str, src: Path, dtype: np.dtype | None):
+    """(sizes, moves, a function of a move and a tensor's name: its dtype and the one that it gets)."""
     if to == "jax":
         source = Source.open(src)
-        return source.plan, lambda move, name: (source.stored[name].dtype, dtype or source.stored[name].dtype)
+        stored = source.stored
+        return source.config, source.plan, lambda move, name: (stored[name].dtype, dtype or stored[name].dtype)
     export = Export.open(src, dtype)
-    return export.plan, lambda move, name: (export.stored[path := move.rule.ours[0]], export.dtypes[path])
+
+    def kind(move, name):
+        path = move.rule.ours[0]
+        return export.stored[path], export.dtypes[path]
+
+    return export.here.model, export.plan, kind

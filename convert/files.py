@@ -102,8 +102,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
     for name in sorted({str(file) for file in weight_map.values()}):
         if not re.fullmatch(r"[\w-][\w.-]{0,200}\.(safetensors|bin)", name):
             raise UserError(f"{index} names {name!r}, which is no weight file of its own folder: refused")
-        if Path(os.path.realpath(folder / name)).parent not in (folder.resolve(), *_blobs(folder)):
-            raise UserError(f"{folder / name} is a link out of its folder: refused")
+        refuse_link_out(folder, name)
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing, {index.name} names it; download it again")
         shards[name] = _read(folder / name)
@@ -114,6 +113,11 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Stored]:
             f"{index} and its files disagree about {some(f'{n} in {f}' for n, f in wrong)}; download them again"
         )
     return {name: shards[file][name] for name, file in listed}
+
+
+def refuse_link_out(folder: Path, name: str) -> None:
+    if Path(os.path.realpath(folder / name)).parent not in (folder.resolve(), *_blobs(folder)):
+        raise UserError(f"{folder / name} is a link out of its folder: refused")
 
 
 def _blobs(folder: Path) -> list[Path]:

@@ -465,6 +465,15 @@ def test_a_tokeniser_of_other_weights_is_told(released, tmp_path, caplog):
     assert "tokeniser and weights do not belong together" in caplog.text
 
 
+def test_a_file_beside_the_weights_may_not_be_a_link_out_of_the_folder(released, tmp_path):
+    (tmp_path / "secret").write_text("of someone else")
+    (released / "special_tokens_map.json").unlink(missing_ok=True)
+    (released / "special_tokens_map.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"special_tokens_map.json is a link out of its folder: refused"):
+        engine.to_jax(released, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 # ---------------------------------------------------------------------- the program
 def convert(*flags):
     done = subprocess.run(
@@ -480,6 +489,7 @@ def test_the_program_converts_and_prints_its_plan(tmp_path):
     assert status == 0 and len(out.splitlines()) == count + 1, err
     assert f"{count} tensors, " in out and "nothing was written" in out
     line = "language_model.model.layers.2.mlp.gate_up_proj.weight -> decoder/layers/block/gate/kernel[2], "
+    assert "2.bias -> decoder/gate_bias  " in out  # one for all layers
     assert line + "decoder/layers/block/up/kernel[2]  float32[144, 32]  18,432 bytes  split in two, transpose" in out
     status, out, err = convert("--to=jax", f"--src={source}", f"--dst={tmp_path / 'ours'}")
     assert status == 0 and "100%" in err and "has no tokeniser" in err

@@ -180,9 +180,8 @@ class Answerer:
         by default 0, 1, ... One that cannot be asked raises a UserError; with `skip` the error is its answer.
         """
         size = max(1, min(batch_size, len(questions)))
-        own = (
-            dataclasses.replace(decoding, seed=(decoding.seed + i) % 2**32) for i in numbers or range(len(questions))
-        )
+        numbers = numbers or range(len(questions))
+        own = (dataclasses.replace(decoding, seed=(decoding.seed + i) % 2**32) for i in numbers)
         requests = self._requests(zip(questions, own, strict=True), max_new_tokens, skip)
         if decoding.beams > 1:
             while batch := list(itertools.islice(requests, size)):
@@ -193,7 +192,12 @@ class Answerer:
         with self.serve(size, chunk=min(max_new_tokens, Engine.chunk)) as server:
             asked = collections.deque()
             for request in requests:
-                asked.append(server.submit(request) if isinstance(request, Request) else request)
+                try:
+                    asked.append(server.submit(request) if isinstance(request, Request) else request)
+                except UserError as error:  # too long
+                    if not skip:
+                        raise
+                    asked.append(error)
                 if len(asked) > 2 * size:
                     yield self.finish(asked.popleft())
             yield from map(self.finish, asked)
@@ -215,10 +219,9 @@ class Answerer:
         for row, request in zip(tokens, filled, strict=True):
             row[: len(request.tokens)] = request.tokens
         images = _stack([request.tiles for request in filled])
-        size = dict(
-            max_new_tokens=requests[0].max_new_tokens, stop=self.stop, beams=options.beams, cache_dtype=self.cache
-        )
-        out = search(self.model, self.params, tokens, images, options.length_penalty, **size)
+        how = dict(beams=options.beams, stop=self.stop, cache_dtype=self.cache)
+        how["max_new_tokens"] = requests[0].max_new_tokens
+        out = search(self.model, self.params, tokens, images, options.length_penalty, **how)
         for request, said, gate in zip(requests, *map(np.asarray, out), strict=False):
             request.run(gate)
             request.say(said[said >= 0].tolist(), last=True)

@@ -215,9 +215,8 @@ class Server:
         return batch
 
     def _shape(self, request: Request) -> tuple:
-        return min(
-            padded(len(request.tokens)), self.engine.length
-        ), None if request.tiles is None else request.tiles.shape
+        length = min(padded(len(request.tokens)), self.engine.length)
+        return length, None if request.tiles is None else request.tiles.shape
 
     def _deliver(self, slots, said: np.ndarray):
         latest, gone = np.asarray(slots.token), []
