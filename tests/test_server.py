@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import tiny
 from trol_jax.errors import UserError
+from trol_jax.infer import engine as engines
 from trol_jax.infer.decoding import Decoding, sampling
 from trol_jax.infer.engine import Engine, padded
 from trol_jax.infer.server import Full, Request, Server
@@ -132,3 +133,12 @@ def test_requests_that_cannot_be_answered_are_refused():
             server.submit(Request([5], None, 5, Decoding(beams=2)))
         with pytest.raises(ValueError, match="at least 1"):
             server.submit(Request([], None, 5))
+
+
+def test_nothing_is_compiled_for_the_second_request():
+    with Server(engine(size=2, length=96, stop=())) as server:
+        for seed in range(3):
+            server.submit(request("phi3", 5, 0, 6, False, seed)).result()
+            compiled = [each._cache_size() for each in (engines._prompt, engines._admit, engines._decode)]
+            first = compiled if seed == 0 else first
+    assert compiled == first

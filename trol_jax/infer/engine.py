@@ -100,7 +100,9 @@ def _start(model: TroL, size: int, length: int, dtype) -> Slots:
         index=zeros(jnp.int32),
     )
     sampling = Sampling(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.uint32))
-    return Slots(cache, token=jnp.full(size, -1), step=zeros(jnp.int32), limit=zeros(jnp.int32), sampling=sampling)
+    return Slots(
+        cache, token=jnp.full(size, -1, jnp.int32), step=zeros(jnp.int32), limit=zeros(jnp.int32), sampling=sampling
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)
