@@ -50,8 +50,9 @@ def run() -> None:
     print(f"weights {kind}, {weights.size(params) / 1e9:.2f} GB; computed in {dtype}, cache {CACHE.value or dtype}")
 
     matrix = matrix_rate(dtype)
-    read = streamed(params)
-    streaming = read / seconds(functools.partial(stream, params, dtype)) / 1e9
+    kernels = decoded(params)
+    read = weights.size(kernels)
+    streaming = read / seconds(functools.partial(stream, kernels, dtype)) / 1e9
     print(f"ceilings: {matrix / 1e12:.3f} TFLOP/s of products, {streaming:.1f} GB/s of weights read by products")
     print(
         f"{'batch':>5} {'prompt':>8} {'TFLOP/s':>8} {'of it':>6} {'token':>9} {'tokens/s':>9} {'GB/s':>7} {'of it':>6}"
@@ -132,17 +133,9 @@ def decoded(params) -> dict:
     return {name: leaf for name, leaf in leaves.items() if name.endswith("kernel") and name != "gate_kernel"}
 
 
-def streamed(params) -> int:
-    """Bytes of these."""
-    return weights.size(decoded(params))
-
-
-def stream(params, dtype) -> jax.Array:
-    return _stream(decoded(params), dtype)
-
-
 @functools.partial(jax.jit, static_argnames="dtype")
-def _stream(kernels, dtype):
+def stream(kernels, dtype) -> jax.Array:
+    """Each of them once times a vector, one after the other."""
     total = jnp.zeros((), dtype)
     for name, kernel in kernels.items():
         inputs = 2 if name.endswith("out/kernel") else 1

@@ -3,7 +3,6 @@
 Nothing is loaded before it is asked for, an index names files of its own folder only, and no file is executed.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert import torch_files
+from trol_jax.checkpoint import lock
 from trol_jax.errors import UserError
 from trol_jax.rows import assign
 
@@ -215,14 +215,14 @@ def new_folder(path: Path):
     leftover = re.compile(re.escape(path.name) + r"\.tmp-convert-[0-9a-f]{8}")
     for old in path.parent.iterdir() if path.parent.is_dir() else ():
         if leftover.fullmatch(old.name) and old.is_dir():
-            os.close(_lock(old, path))
+            os.close(lock(old, path))
             shutil.rmtree(old, ignore_errors=True)
     temporary = path.with_name(f"{path.name}.tmp-convert-{secrets.token_hex(4)}")
     with new_folders(path.parent):
-        lock = None
+        held = None
         try:
             temporary.mkdir(parents=True)
-            lock = _lock(temporary, path)
+            held = lock(temporary, path)
             yield temporary
             if path.exists():
                 path.rmdir()
@@ -231,18 +231,5 @@ def new_folder(path: Path):
             raise UserError(f"cannot write {path}: {error.strerror or error}; make room or name another") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
-
-
-def _lock(folder: Path, path: Path) -> int:
-    """Tells other processes that the folder is in use, until the descriptor is closed or the process ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"another process writes to {path}; let it end, or name another") from None
-    except OSError:
-        pass  # a file system without locks
-    return descriptor
+            if held is not None:
+                os.close(held)

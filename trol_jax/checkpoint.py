@@ -94,7 +94,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(_handler())
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.directory)
+            self._lock = lock(self.directory)
             for path in self.directory.iterdir():
                 if _TEMPORARY.fullmatch(path.name):
                     shutil.rmtree(path)
@@ -306,15 +306,19 @@ def steps_in(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
 
 
-def _lock(directory: Path) -> int:
-    """Keeps a second process from writing here, until the descriptor is closed or the process ends."""
+def lock(directory: Path, shown: Path | None = None) -> int:
+    """Keeps a second process from writing here, until the descriptor is closed or the process ends. `shown`: its name
+    in the error, where that is not its own.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     if jax.process_index() == 0:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise UserError(f"another process writes to {directory}; let it end, or use another directory") from None
+            raise UserError(
+                f"another process writes to {shown or directory}; let it end, or use another directory"
+            ) from None
         except OSError:
             pass  # a file system without locks
     return descriptor

@@ -24,7 +24,7 @@ def cached_attention(
     """`attention` of few queries over the slots of a cache.
 
     q: [B, T, N, H], mask: bool[B, T, S], k and v: [B, K, S, H], an order in which each head's slots are read in one
-    stream (on two CPU cores a sixth of the time of [B, S, K, H]). Their scales, [B, K, S], if they are int8.
+    stream (on two CPU cores a tenth of the time of [B, S, K, H]). Their scales, [B, K, S], if they are int8.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[1]

@@ -139,9 +139,7 @@ class _Body(_Given):
     top_p: float = 1.0
     top_k: int = Field(0, ge=0, lt=2**31)
     seed: int | None = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_stops)
-    ] = []
+    stop: Annotated[list[_Stop], Field(max_length=MOST_STOPS), BeforeValidator(_stops)] = []
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
 
