@@ -17,7 +17,9 @@ def main(_):
     from trol_jax.evals import runner
 
     cli.keep_compiled()
-    options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value) | model.options()
+    options = (
+        dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value, layout=model.layout()) | model.options()
+    )
     result = runner.evaluate(CHECKPOINT.value, OUTPUT.value, **options)
     print(runner.report(result, OUTPUT.value))
 

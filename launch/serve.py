@@ -31,7 +31,9 @@ def main(_):
         raise UserError(f"{error.name} is not installed: pip install -r requirements-serve.txt") from None
     with http.listen(HOST.value, PORT.value) as listener:
         cli.keep_compiled()
-        served = models.load(CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value, **model.options())
+        served = models.load(
+            CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value, **model.options(), layout=model.layout()
+        )
         app = api.app(served, MAX_BODY_MB.value * 2**20, os.environ.get("TROL_API_KEY", ""))
         print(f"{', '.join(served)} at {http.url(listener)}/v1", flush=True)
         http.run(app, served, listener)

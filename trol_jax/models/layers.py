@@ -1,6 +1,7 @@
 """The two modules that hold parameters of every other one: a linear map and a norm.
 
-Each parameter carries logical axis names; `trol_jax.sharding` maps them to mesh axes.
+Each parameter carries logical axis names; `trol_jax.sharding` maps them to mesh axes, and so it does those by which
+modules call their `layout` on what they compute.
 """
 
 from typing import Any
@@ -13,6 +14,14 @@ from trol_jax.ops import norms
 from trol_jax.ops.quantization import product
 
 Axes = tuple[str | None, ...]
+
+
+def anywhere(x: jax.Array, *names: str | None) -> jax.Array:
+    """Where what is computed lies, told by the names of its axes: here, wherever the compiler puts it.
+
+    `trol_jax.sharding.rules.Layout` is what takes its place over several devices.
+    """
+    return x
 
 
 class Linear(nn.Module):
@@ -62,7 +71,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         return norms.rms_norm(x, self.param("scale", ones, x.shape[-1:]), self.eps)
 
 
@@ -71,8 +80,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
         scale, bias = self.param("scale", ones, x.shape[-1:]), self.param("bias", zeros, x.shape[-1:])
         return norms.layer_norm(x, scale, bias, self.eps)
 

@@ -19,7 +19,7 @@ from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL
 from trol_jax.models.variants import VARIANTS, get_variant
-from trol_jax.sharding.rules import RULES, batch_sharding, data_mesh, shardings
+from trol_jax.sharding.rules import Layout
 from trol_jax.train import config as config_lib
 from trol_jax.train.metrics import Metrics, is_finite
 from trol_jax.train.optimizer import make_optimizer, make_schedule
@@ -36,8 +36,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     settings = typed.to_dict(config)
 
     # ------------------------------------------------------------------ data, tokeniser, model
-    mesh = data_mesh()
-    over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)  # of a micro-batch
+    layout = Layout.make(config.mesh, config.rules)
+    over_devices = layout.batch(config.batch_size // config.accumulation)  # of a micro-batch
     source = easy_vqa.EasyVQA("train", config.data.root or None)
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
@@ -53,14 +53,14 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         tokenizer = train_tokenizer(source.texts(), FORMATS[get_variant(config.model.variant).family])
         this = saved.Saved(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id), tokenizer)
     sizes, tokenizer = this.model, this.tokenizer
-    model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat)
+    model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat, layout=layout)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     # ------------------------------------------------------------------ shapes first, then shardings, then arrays
     init = lambda: init_state(model, optimizer, jax.random.key(config.seed))  # noqa: E731
     boxed = jax.eval_shape(init)
-    state_shardings = shardings(boxed, mesh, RULES["replicated"])
+    state_shardings = layout.shardings(boxed)
     abstract_state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.unbox(boxed), state_shardings
     )
@@ -72,6 +72,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             objective=config.objective,
             seed=config.seed,
             accumulation=config.accumulation,
+            place=functools.partial(layout.place, boxed=boxed.params),
         ),
         in_shardings=(state_shardings, over_devices),
         out_shardings=(state_shardings, None),

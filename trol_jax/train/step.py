@@ -1,5 +1,7 @@
 """One training step, pure: (state, batch) -> (state, metrics)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,7 +37,8 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
         deterministic=False,
         rngs={"dropout": rng},
     )
-    head = params["decoder"]["head"]["kernel"]
+    # Gathered here, once, and not for each piece of the loss.
+    head = model.layout(params["decoder"]["head"]["kernel"], None, "act_vocab")
     loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"])
     real = jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"]))
     gate = jnp.sum(out["gate"], where=real)
@@ -72,19 +75,23 @@ def make_train_step(
     objective: str = "answers",
     seed: int = 0,
     accumulation: int = 1,
+    place: Callable = lambda grads: grads,
 ):
     """The step function. Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
 
     objective: a name of OBJECTIVES.
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
     whole batch however unevenly its answer tokens fall.
+    place: keeps gradients where their parameters lie (`sharding.rules.Layout.place`).
     """
 
     def loss_and_sums(params, batch, rng):
         sums = OBJECTIVES[objective](model, params, batch, rng)
         return sums["loss"][0], sums
 
-    grad_fn = jax.grad(loss_and_sums, has_aux=True)
+    def grad_fn(params, batch, rng):
+        grads, sums = jax.grad(loss_and_sums, has_aux=True)(params, batch, rng)
+        return place(grads), sums
 
     def split(x):
         """[B, ...] -> [accumulation, B / accumulation, ...], each micro-batch spread over all devices."""
