@@ -8,14 +8,10 @@ import dataclasses
 import http.client
 import io
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import openai
@@ -24,13 +20,14 @@ import uvicorn
 from PIL import Image
 
 import fixtures
+import programs
+from programs import Program
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.engine import Engine
 from trol_jax.serve import api
 from trol_jax.serve.models import Served
 
-ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 128
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 ASK = {"role": "user", "content": "what color is it?"}
@@ -414,15 +411,11 @@ def test_a_broken_engine_is_told_to_everyone(answerer, monkeypatch):
 
 @contextlib.contextmanager
 def serve(*arguments):
-    code = "import fixtures, runpy\nwith fixtures.nano_variants(): "
-    code += "runpy.run_module('launch.serve', run_name='__main__', alter_sys=True)"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TROL_API_KEY": "secret"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **pipes) as program:
-        try:
-            yield program
-        finally:
-            program.kill()
+    program = Program(programs.launch("serve"), *arguments, TROL_API_KEY="secret")
+    try:
+        yield program
+    finally:
+        program.send_signal(signal.SIGKILL)
 
 
 def test_the_program_serves_until_it_is_told_to_end(tmp_path):
@@ -430,15 +423,16 @@ def test_the_program_serves_until_it_is_told_to_end(tmp_path):
         run = f"--checkpoint={fixtures.save_run(tmp_path / 'nano')}"
     with serve(run, "--port=0") as one, serve(run, "--port=0") as other:
         for program, number in ((one, signal.SIGINT), (other, signal.SIGTERM)):
-            ready = program.stdout.readline()
+            program.wait_for(len("nano at http://127.0.0.1:1/v1\n"))
+            ready, _ = program.said()
             assert ready.startswith("nano at http://127.0.0.1:")
             with openai.OpenAI(base_url=ready.split()[-1], api_key="secret") as client:
                 assert [model.id for model in client.models.list()] == ["nano"]
             program.send_signal(number)
-            assert program.communicate(timeout=60) == ("", "") and program.returncode == 0
+            assert program.wait(timeout=60) == (0, ready, "")
 
 
 def test_a_port_in_use_is_one_clear_line(nano, tmp_path):
     with serve(f"--checkpoint={tmp_path}", f"--port={nano.port}") as program:
         message = f"error: cannot listen on 127.0.0.1 port {nano.port} (--host, --port): Address already in use\n"
-        assert program.communicate(timeout=60) == ("", message) and program.returncode == 2
+        assert program.wait(timeout=60) == (2, "", message)

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import programs
+from programs import Program
 from trol_jax import checkpoint
 from trol_jax.checkpoint import Checkpoints, read_config, read_file, resolve, restore, restore_params, verify
 from trol_jax.errors import UserError
@@ -351,26 +352,16 @@ print(checkpoints.restore(state(0, 100)).step, flush=True)
 """
 
 
-def child(program, *arguments, wrapper=()):
-    return subprocess.Popen(
-        [*wrapper, sys.executable, "-c", CHILD + program, *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_killed_while_saving_it_always_restores_a_complete_step(tmp_path):
     generator, last = random.Random(), 0
     for _ in range(3):
-        with child(ENDLESS, tmp_path) as process:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / str(last + 2)).exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        program, deadline = Program(CHILD + ENDLESS, tmp_path), time.monotonic() + 60
+        while not (tmp_path / str(last + 2)).exists() and program.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.3))
+        program.send_signal(signal.SIGKILL)
+        status, _, err = program.wait()
+        assert status == -signal.SIGKILL, err
         with Checkpoints(tmp_path) as checkpoints:
             steps = checkpoints.all_steps()
             assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, steps))
@@ -384,9 +375,9 @@ def test_killed_while_saving_it_always_restores_a_complete_step(tmp_path):
         last = restored.step
 
 
-def check_full(process, directory, cause):
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
+def check_full(ended, directory, cause):
+    status, out, err = ended
+    assert status == 0, err
     message, left, restored = out.splitlines()
     assert message == (
         f"cannot save checkpoint {directory}/2: {cause}; "
@@ -397,7 +388,7 @@ def check_full(process, directory, cause):
 
 
 def test_a_write_beyond_the_allowed_size_fails_in_one_line(tmp_path):
-    check_full(child(FULL, tmp_path, "limit"), tmp_path, "File too large")
+    check_full(Program(CHILD + FULL, tmp_path, "limit").wait(), tmp_path, "File too large")
 
 
 def test_no_space_left_fails_in_one_line(tmp_path):
@@ -405,7 +396,9 @@ def test_no_space_left_fails_in_one_line(tmp_path):
     wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     if not shutil.which("unshare") or subprocess.run([*wrapper, "true"], capture_output=True).returncode:
         pytest.skip("needs a small file system of its own, which cannot be mounted here")
-    check_full(child(FULL, tmp_path, "space", wrapper=wrapper), tmp_path, "No space left on device")
+    check_full(
+        programs.fresh("-c", CHILD + FULL, tmp_path, "space", wrapper=wrapper), tmp_path, "No space left on device"
+    )
 
 
 def test_a_failure_is_raised_once_by_the_next_call(tmp_path, monkeypatch):
