@@ -179,6 +179,11 @@ def test_bad_settings_are_named(tmp_path, flags, message):
     assert not workdir.exists()
 
 
+def test_a_fresh_interpreter_tells_it_alike(tmp_path):
+    flags = given(tmp_path / "run", "--config.data.root=/nowhere", "--config.model.variant=tiny_phi3")
+    assert "/nowhere/train is not a folder" in error_line(programs.fresh("-m", "launch.train", *flags))
+
+
 def test_other_settings_in_an_old_run_are_named(whole):
     line = error_line(run(whole, "--config.optimizer.lr=0.5"))
     assert "holds a run with other settings (config.optimizer.lr: 0.001 there, 0.5 here)" in line
