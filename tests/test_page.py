@@ -177,6 +177,21 @@ def test_what_cannot_be_asked_is_said_in_a_line(page, address, picture):
     assert "Traceback" not in page.content()
 
 
+def test_files_of_the_machine_are_no_uploads(page, address, picture):
+    dependencies = page.request.get(f"{address}/config").json()["dependencies"]
+    number = next(each["id"] for each in dependencies if each["api_name"] == "ask")
+    mark = {"meta": {"_type": "gradio.FileData"}}
+    for place, given in ((1, {}), (1, mark), (2, mark)):  # as a picture, as a question
+        data = ["alpha", None, "is it red?", 4, 0, 0, 0]
+        data[place] = {"path": str(picture), **given}
+        session = f"{place}{len(given)}"
+        asked = dict(data=data, fn_index=number, session_hash=session)
+        assert page.request.post(f"{address}/gradio_api/queue/join", data=asked).ok
+        told = page.request.get(f"{address}/gradio_api/queue/data?session_hash={session}").text()
+        assert '"success":false' in told.replace(" ", "")
+        assert '"success":true' not in told.replace(" ", "")
+
+
 def test_a_phone_needs_no_scrolling_aside(page):
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -13,6 +13,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import fastapi
 import gradio as gr
 import numpy as np
+from gradio.data_classes import FileData
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from trol_jax.data.easy_vqa import KINDS, EasyVQA, kind_of
@@ -187,7 +189,7 @@ def page(served: dict[str, Served]) -> gr.Blocks:
                     label="Picture (or none)", type="filepath", image_mode=None, sources=["upload", "clipboard"],
                     height=300, buttons=[], elem_id="picture",
                 )  # fmt: skip
-                picture.preprocess = lambda given: given and given.path  # `load_image` alone opens what was sent
+                picture.preprocess = _uploaded  # `load_image` alone opens it
                 question = gr.Textbox(label="Question", placeholder="What is in the picture?", lines=2, max_lines=6)
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
@@ -223,7 +225,18 @@ def mount(app: fastapi.FastAPI, blocks: gr.Blocks, path: str = "/", *, queue: in
     """Shows the page at this path of an app. queue: questions that may wait beyond the `AT_ONCE` that are asked."""
     blocks.queue(max_size=queue, api_open=False)
     limits = dict(max_file_size=f"{max_upload_mb}mb", show_error=False, ssr_mode=False, enable_monitoring=False)
-    return gr.mount_gradio_app(app, blocks, path, footer_links=[], run_history=False, **limits, **LOOK)
+    gr.mount_gradio_app(app, blocks, path, footer_links=[], run_history=False, **limits, **LOOK)
+    blocks.has_launched = True  # else gradio, as far as it is mounted, takes any file of this machine for an upload
+    return app
+
+
+def _uploaded(given: FileData | None) -> str | None:
+    """Its path, which a browser sends and somebody may make up."""
+    if given is None or given.path is None:
+        return None
+    if not pathlib.Path(given.path).resolve().is_relative_to(pathlib.Path(get_upload_folder()).resolve()):
+        raise gr.Error("the picture was not uploaded", print_exception=False)
+    return given.path
 
 
 def _examples() -> list[list[str]]:
