@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -413,9 +414,9 @@ def test_a_broken_engine_is_told_to_everyone(answerer, monkeypatch):
 
 
 @contextlib.contextmanager
-def serve(*arguments):
+def serve(*arguments, program="serve"):
     code = "import fixtures, runpy\nwith fixtures.nano_variants(): "
-    code += "runpy.run_module('launch.serve', run_name='__main__', alter_sys=True)"
+    code += f"runpy.run_module('launch.{program}', run_name='__main__', alter_sys=True)"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TROL_API_KEY": "secret"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **pipes) as program:
@@ -425,15 +426,19 @@ def serve(*arguments):
             program.kill()
 
 
-def test_the_program_serves_until_it_is_told_to_end(tmp_path):
+def test_the_programs_serve_until_they_are_told_to_end(tmp_path):
     with fixtures.nano_variants():
         run = f"--checkpoint={fixtures.save_run(tmp_path / 'nano')}"
-    with serve(run, "--port=0") as one, serve(run, "--port=0") as other:
+    with serve(run, "--port=0") as one, serve(run, "--port=0", program="demo") as other:
         for program, number in ((one, signal.SIGINT), (other, signal.SIGTERM)):
             ready = program.stdout.readline()
             assert ready.startswith("nano at http://127.0.0.1:")
-            with openai.OpenAI(base_url=ready.split()[-1], api_key="secret") as client:
+            address = ready.split()[-1].removesuffix("/v1")
+            with openai.OpenAI(base_url=f"{address}/v1", api_key="secret") as client:
                 assert [model.id for model in client.models.list()] == ["nano"]
+            if program is other:
+                page = urllib.request.urlopen(address, timeout=30).read().decode()
+                assert "auth_required" in page
             program.send_signal(number)
             assert program.communicate(timeout=60) == ("", "") and program.returncode == 0
 
