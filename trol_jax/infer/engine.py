@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from trol_jax.infer.generate import decoder, inputs, prefill
-from trol_jax.infer.sampling import Sampling, sample
+from trol_jax.infer.sampling import Sampling, randoms, sample
 from trol_jax.models.cache import Cache, stored
 from trol_jax.models.trol import TroL
 
@@ -124,7 +124,7 @@ def _prompt(model: TroL, params, tokens, tiles, dtype):
 @functools.partial(jax.jit, donate_argnums=0)
 def _admit(slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampling) -> Slots:
     nothing = jnp.zeros_like(limits)
-    new = Slots(prompts, sample(logits, nothing, samplings), nothing, limits, samplings)
+    new = Slots(prompts, sample(logits, samplings, randoms(samplings, nothing, 1)[0]), nothing, limits, samplings)
     length = prompts.valid.shape[1]
     empty = slots.cache.replace(valid=slots.cache.valid.at[free].set(False, mode="drop"))
 
@@ -139,6 +139,7 @@ def _admit(slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampli
 @functools.partial(jax.jit, static_argnames=("model", "stop", "chunk"), donate_argnames="slots")
 def _decode(model: TroL, params, slots: Slots, stop: tuple[int, ...], chunk: int):
     step_once = decoder(model, params)
+    random = randoms(slots.sampling, slots.step + 1, chunk)
 
     def unfinished(carry):
         i, slots, _ = carry
@@ -154,7 +155,7 @@ def _decode(model: TroL, params, slots: Slots, stop: tuple[int, ...], chunk: int
         )
         # A slot that is free writes where its next prompt will: its index stays.
         cache = cache.replace(index=jnp.where(busy, cache.index, slots.cache.index))
-        next_token = jnp.where(ended, -1, sample(logits[:, 0], step, slots.sampling))
+        next_token = jnp.where(ended, -1, sample(logits[:, 0], slots.sampling, random[i]))
         said = said.at[:, i].set(token)
         return i + 1, slots.replace(cache=cache, token=next_token, step=step), said
 
