@@ -16,6 +16,7 @@ from convert import clip, files, gate, hf_config, internlm2, phi3, tokenizer, to
 from convert.rules import Rule
 from trol_jax import checkpoint, saved
 from trol_jax.errors import UserError
+from trol_jax.lazy import Lazy
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig
 
@@ -148,7 +149,7 @@ class Source:
         config = dataclasses.replace(config, shared_gate=_shared(plan, stored))
         return cls(folder, layout, config, plan, stored, row_numbers is not None)
 
-    def arrays(self, dtype: np.dtype | None, progress: Callable[[int, int], None]) -> dict[str, checkpoint.Lazy]:
+    def arrays(self, dtype: np.dtype | None, progress: Callable[[int, int], None]) -> dict[str, Lazy]:
         """Our arrays by path, each made when it is written. dtype: None = as they are."""
         made, total = {}, sum(math.prod(each.shape) * each.dtype.itemsize for each in self.stored.values())
         advance = lambda done: progress(done, total)  # noqa: E731
@@ -158,7 +159,7 @@ class Source:
                 blocks, shape = functools.partial(self._blocks, move, which, advance), move.ours[which]
                 if move.rule.by_layer and not (move.is_gate and self.config.shared_gate):
                     shape = (len(move.names), *shape)
-                made[path] = checkpoint.Lazy(shape, kind, blocks)
+                made[path] = Lazy(shape, kind, blocks)
         if not self.layout.has_gate:
             made |= self._closed_gate(dtype)
         return made
@@ -172,14 +173,11 @@ class Source:
             advance(one.nbytes * copies)
             yield one[None] if move.rule.by_layer and copies == 1 else one
 
-    def _closed_gate(self, dtype) -> dict[str, checkpoint.Lazy]:
+    def _closed_gate(self, dtype) -> dict[str, Lazy]:
         """A fresh gate, as a new model has it: zeros, so that both passes count alike at first."""
         kind = dtype or next(iter(self.stored.values())).dtype
         shapes = {"decoder/gate_kernel": (self.config.decoder.width,), "decoder/gate_bias": ()}
-        return {
-            path: checkpoint.Lazy(shape, kind, lambda shape=shape: [np.zeros(shape, kind)])
-            for path, shape in shapes.items()
-        }
+        return {path: Lazy(shape, kind, lambda shape=shape: [np.zeros(shape, kind)]) for path, shape in shapes.items()}
 
 
 def _gates(folder: Path) -> dict[str, files.Stored]:
