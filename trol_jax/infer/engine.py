@@ -29,7 +29,7 @@ class Slots:
     sampling: Sampling
 
 
-SHORTEST = 256  # tokens of a slot at first
+SHORTEST = 192  # tokens of a slot at first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,10 +53,11 @@ class Engine:
         return _start(self.model, self.size, min(SHORTEST, self.length), self.cache)
 
     def fit(self, slots: Slots, tokens: int) -> Slots:
-        """Slots that hold so many tokens: as they are, or twice as long, or four times, ..."""
-        while (length := slots.cache.valid.shape[1]) < tokens:
-            slots = _grow(slots, min(2 * length, self.length))
-        return slots
+        """Slots that hold so many tokens: as they are, or 256, 384, 512, 768, 1024, ... long."""
+        if slots.cache.valid.shape[1] >= tokens:
+            return slots
+        power = 1 << (tokens - 1).bit_length()
+        return _grow(slots, min(power * 3 // 4 if tokens <= power * 3 // 4 else power, self.length))
 
     def prompt(self, tokens: np.ndarray, tiles: np.ndarray | None):
         """tokens: int[P, T], padded with -1 on the right; tiles: uint8[P, M, height, width, C] or None.
