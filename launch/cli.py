@@ -14,6 +14,9 @@ def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
     signal.signal(signal.SIGTERM, terminated)
+    sys.stdin.reconfigure(errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
@@ -54,6 +57,9 @@ def guarded(main, argv):
         main(argv)
     except UserError as error:
         fail(error)
+    except BrokenPipeError:  # who read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt as error:
         fail("terminated" if error.args else "interrupted", status=143 if error.args else 130)
 
