@@ -34,6 +34,8 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is 
 KIND = flags.DEFINE_enum("weights", None, weights.KINDS, "Weights on the device; by default as computed in.")
 CACHE = flags.DEFINE_enum("cache", None, ["float32", "bfloat16", "int8"], "Cache; by default as computed in.")
 BATCH = flags.DEFINE_list("batch", ["1"], "Answers side by side.")
+COUNTS = (lambda given: given and all(each.isdecimal() and int(each) for each in given)), "give it as 1,8"
+flags.register_validator("batch", *COUNTS)
 WORDS = flags.DEFINE_integer("words", 64, "Tokens of the prompt beside those of one picture.", lower_bound=1)
 CHUNK = flags.DEFINE_integer("chunk", 8, "Tokens decoded between two looks.", lower_bound=1)
 REPEAT = flags.DEFINE_integer("repeat", 5, "Measurements of each, of which the median counts.", lower_bound=1)

@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from trol_jax.errors import UserError
 from trol_jax.lazy import Lazy
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig
+from trol_jax.rows import assign
 
 CONFIG = "config.json"
 # Released files that are kept beside converted weights, and given back with them.
@@ -209,7 +211,7 @@ def to_jax(
     dtype: what to cast to; None = every tensor keeps its own.
     """
     source = Source.open(folder)
-    if directory.resolve() == folder.resolve():
+    if files.real(directory) == files.real(folder):
         raise UserError(f"--src and --dst are both {folder}; name another --dst")
     if checkpoint.steps_in(directory / checkpoint.CHECKPOINTS):
         raise UserError(f"{directory} holds checkpoints already; name another --dst, or remove it")
@@ -231,7 +233,12 @@ def to_jax(
     tree = {"params": unflatten_dict(source.arrays(dtype, progress), sep="/")}
     where = directory / checkpoint.CHECKPOINTS
     with files.new_folders(where), checkpoint.Checkpoints(where) as checkpoints:
-        checkpoints.save(0, tree, data_state=None, config=None, files=here.files())
+        try:
+            checkpoints.save(0, tree, data_state=None, config=None, files=here.files())
+            checkpoints.wait()
+        except BaseException:  # the user's interrupt may come when all but the last steps are done
+            shutil.rmtree(where / "0", ignore_errors=True)
+            raise
     return source.config
 
 
@@ -305,8 +312,9 @@ def to_hf(
     """Checkpoint -> folder in the released layout, which appears when it is whole."""
     export = Export.open(path, dtype)
     model = export.here.model
-    if folder.resolve().is_relative_to(export.step_dir.resolve()):
-        raise UserError(f"--dst {folder} is inside the checkpoint {export.step_dir}; name another")
+    run = export.step_dir.parent if checkpoint.steps_in(export.step_dir.parent) else export.step_dir
+    if files.real(folder).is_relative_to(files.real(run)):
+        raise UserError(f"--dst {folder} is inside the checkpoints {run}; name another")
     if not model.shared_gate:
         logging.warning("the gate differs by layer: the original PyTorch code loads only the last layer's")
     with files.new_folder(folder) as temporary:
@@ -320,7 +328,8 @@ def to_hf(
                 weights.write(clip.ROW_NUMBERS, np.arange(model.vision.patches + 1)[None])
             for move, name, array in export.arrays():
                 if move.is_gate:
-                    gates[name] = array.astype(export.dtypes[move.rule.ours[0]])
+                    gates[name] = np.empty(array.shape, export.dtypes[move.rule.ours[0]])
+                    assign(gates[name], array)
                 else:
                     weights.write(name, array)
                     progress(array.size * export.dtypes[move.rule.ours[0]].itemsize, total)
@@ -344,7 +353,8 @@ def _by_layer(item) -> tuple[int, bool]:
 def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
     """What `to_jax` or `to_hf` would do, a line a released tensor: name, ours, shape, dtypes, bytes, transform."""
     arrow = "->" if to == "jax" else "<-"
-    config, plan, kind = _plan_of(to, src, dtype)
+    config, plan, kind, numbered = _plan_of(to, src, dtype)
+    rows = config.vision.patches + 1 if numbered else 0
     lines, total = [], 0
     for move in plan:
         stacked = move.rule.by_layer and not (move.is_gate and config.shared_gate)
@@ -359,19 +369,25 @@ def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
                     f"{name} {arrow} {ours}  {here}{list(shape)}{cast}  {size:,} bytes  {move.rule.transform.name}"
                 )
     fresh = [] if any(move.is_gate for move in plan) else ["a fresh gate -> decoder/gate_kernel, decoder/gate_bias"]
+    if rows:
+        lines.append(f"{clip.ROW_NUMBERS} {arrow} counted anew  int64[1, {rows}]  {8 * rows:,} bytes")
+        total += 8 * rows
     return "\n".join([*lines, *fresh, f"{len(lines):,} tensors, {total:,} bytes; nothing was written"])
 
 
 def _plan_of(to: str, src: Path, dtype: np.dtype | None):
-    """(sizes, moves, a function of a move and a tensor's name: its dtype and the one that it gets)."""
+    """(sizes, moves, a function of a move and a tensor's name: its dtype and the one that it gets, and whether the row
+    numbers are among the released tensors).
+    """
     if to == "jax":
         source = Source.open(src)
         stored = source.stored
-        return source.config, source.plan, lambda move, name: (stored[name].dtype, dtype or stored[name].dtype)
+        kind = lambda move, name: (stored[name].dtype, dtype or stored[name].dtype)  # noqa: E731
+        return source.config, source.plan, kind, source.row_numbers
     export = Export.open(src, dtype)
 
     def kind(move, name):
         path = move.rule.ours[0]
         return export.stored[path], export.dtypes[path]
 
-    return export.here.model, export.plan, kind
+    return export.here.model, export.plan, kind, _ROWS in export.here.released

@@ -1,9 +1,11 @@
 """What every program of this folder does around its job."""
 
+import _thread
 import os
 import platform
 import signal
 import sys
+import threading
 
 from absl import app, flags, logging
 
@@ -13,7 +15,10 @@ REQUIRED = []  # flags that may not be empty either
 def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
-    signal.signal(signal.SIGTERM, terminated)
+    if sys.stdin:
+        sys.stdin.reconfigure(errors="surrogateescape")
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
@@ -46,20 +51,57 @@ def parse(argv):
 
 
 def guarded(main, argv):
-    from trol_jax.errors import UserError
+    from trol_jax import checkpoint, errors  # noqa: F401  (nothing is to be cleaned up yet if a signal ends the import)
 
+    listen()
     if len(argv) > 1:
         fail(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
     try:
         main(argv)
-    except UserError as error:
+    except errors.UserError as error:
         fail(error)
+    except BrokenPipeError:  # who read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt as error:
-        fail("terminated" if error.args else "interrupted", status=143 if error.args else 130)
+        end(*error.args)
+    except Exception as error:
+        if CAUGHT:  # what it fell into made something else of it
+            end(CAUGHT[-1])
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            fail(f"{error.filename}: {error.strerror}")
+        raise
 
 
-def terminated(number, frame):
-    raise KeyboardInterrupt(number)  # what an interrupt cleans up is cleaned up
+# ---------------------------------------------------------------------- signals
+CAUGHT = []  # numbers of those that came
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs are imported, which cannot be interrupted in Python
+
+
+def listen() -> None:
+    """From now on SIGINT and SIGTERM raise KeyboardInterrupt: what an interrupt cleans up is cleaned up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, caught)
+    signal.signal(signal.SIGTERM, caught)
+    sys.unraisablehook = again
+
+
+def caught(number, frame):
+    CAUGHT.append(number)
+    raise KeyboardInterrupt(number)
+
+
+def again(lost):
+    """An exception that Python has to ignore, as in a callback of its garbage collector; signals are sent once more."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main, lost.exc_value.args).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def end(number: int = signal.SIGINT):
+    fail("terminated" if number == signal.SIGTERM else "interrupted", status=128 + number)
 
 
 def fail(message, status: int = 2):

@@ -23,6 +23,8 @@ MAX_BODY_MB = flags.DEFINE_integer("max_body_mb", 32, "Size of a request or pict
 def main(_, page: bool = False):
     from trol_jax.errors import UserError
 
+    if not HOST.value:
+        raise UserError("--host is empty; name an address to listen on")
     if not all(CHECKPOINT.value):
         raise UserError("--checkpoint is empty; name a run")
     try:

@@ -228,7 +228,7 @@ def test_an_answer_is_as_long_as_fits_unless_the_request_says(endless):
         ({"messages": [ASK | {"content": " "}]}, 400, "invalid_value", "the question is empty"),
         ({"messages": [ASK | {"content": [{"type": "text"}]}]}, 400, "invalid_value", "must hold text"),
         ({"messages": [ASK | {"content": [{"type": "input_audio"}]}]}, 400, "invalid_value", "'text' or 'image_url'"),
-        ({"temperature": -1}, 400, None, "temperature is -1.0, must be 0 or more"),
+        ({"temperature": -1}, 400, None, "temperature is -1.0, must be between 0 and 1e6"),
         ({"top_p": 2}, 400, None, "top_p is 2.0"),
         ({"max_tokens": 0}, 400, "invalid_value", "max_tokens: input should be greater than or equal to 1"),
         ({"max_tokens": "9"}, 400, "invalid_value", "max_tokens: input should be a valid integer"),
@@ -267,7 +267,8 @@ def test_what_changes_nothing_is_ignored(nano):
     plain = nano.ask(ASK, max_tokens=5).choices[0].message
     back = plain.model_dump()  # null in many fields
     got = nano.ask(ASK, back, ASK, max_tokens=5, n=1, frequency_penalty=0, logprobs=False, user="me", tools=[])
-    assert got.choices[0].finish_reason
+    asked = [ASK, {"role": "assistant", "content": plain.content}, ASK | {"name": "me"}]
+    assert got.choices[0].message.content == nano.ask(*asked, max_tokens=5).choices[0].message.content
 
 
 def test_a_large_body_is_refused(answerer):
@@ -342,6 +343,13 @@ def test_a_full_queue_says_so(slow):
         assert raised.value.response.headers["retry-after"] == "1"
         running.close()
         assert waits.result().usage.completion_tokens == 1
+
+
+def test_a_long_text_is_refused_before_it_is_read(nano, monkeypatch):
+    monkeypatch.setattr(Answerer, "prompt", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(openai.BadRequestError, match="letters take more than 128 tokens, of 128 that fit") as raised:
+        nano.ask(ASK | {"content": "x" * (16 * LENGTH + 1)})
+    assert raised.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -23,6 +24,7 @@ from convert import check, engine, files, hf_config, internlm2, phi3, torch_file
 from trol_jax import checkpoint, saved
 from trol_jax.errors import UserError
 from trol_jax.models import variants
+from trol_jax.models.trol import TroL, abstract_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYER = {"internlm2": "model.layers.1.attention.wo.ffn.weight",
@@ -428,6 +430,21 @@ def test_a_conversion_that_is_stopped_leaves_nothing(family, released, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("family", ["phi3"], indirect=True)
+def test_an_import_that_is_stopped_at_its_end_leaves_nothing(released, tmp_path):
+    late = (
+        "import os, signal, threading, time; from trol_jax import manifest; write = manifest.write\n"
+        "def slow(*args, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); write(*args, **options)\n"
+        "manifest.write = slow\n"
+        "import runpy; runpy.run_module('launch.convert', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", late, "--to=jax", f"--src={released}", f"--dst={tmp_path / 'new'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143 and done.stderr.rstrip().endswith("error: terminated"), done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_two_exports_into_one_folder(released, tmp_path):
     engine.to_jax(released, tmp_path / "ours")
     with files.new_folder(tmp_path / "back") as first:
@@ -439,8 +456,12 @@ def test_two_exports_into_one_folder(released, tmp_path):
 
 def test_where_an_export_may_go(released, tmp_path):
     engine.to_jax(released, tmp_path / "ours")
-    with pytest.raises(UserError, match="is inside the checkpoint"):
-        engine.to_hf(tmp_path / "ours", tmp_path / "ours" / "checkpoints" / "0" / "hf")
+    for inside in ("checkpoints/0/hf", "checkpoints/7"):
+        with pytest.raises(UserError, match="is inside the checkpoints"):
+            engine.to_hf(tmp_path / "ours", tmp_path / "ours" / inside)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+        engine.to_jax(released, tmp_path / "loop")
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     engine.to_hf(tmp_path / "ours", tmp_path / "link")
@@ -458,6 +479,17 @@ def test_numbers_beyond_a_dtype_are_not_made_infinite(released, tmp_path, name):
     with pytest.raises(UserError, match="beyond the range of float16"):
         engine.to_hf(tmp_path / "ours", tmp_path / "back", np.dtype(np.float16))
     assert not (tmp_path / "half").exists() and not (tmp_path / "back").exists()
+
+
+def test_a_gate_beyond_a_dtype_is_not_made_infinite(released, tmp_path):
+    engine.to_jax(released, tmp_path / "ours")
+    step_dir = tmp_path / "ours" / "checkpoints" / "0"
+    state = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(TroL(saved.read(step_dir).model))))
+    state["decoder"]["gate_bias"] = jnp.full_like(state["decoder"]["gate_bias"], 1e6)
+    with checkpoint.Checkpoints(tmp_path / "large" / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": state}, data_state=None, config=None, files=saved.read(step_dir).files())
+    with pytest.raises(UserError, match="beyond the range of float16"):
+        engine.to_hf(tmp_path / "large", tmp_path / "back", np.dtype(np.float16))
 
 
 def test_a_tokeniser_of_other_weights_is_told(released, tmp_path, caplog):

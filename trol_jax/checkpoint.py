@@ -61,7 +61,8 @@ class Checkpoints:
             raise ValueError(f"keep={keep}: at least one checkpoint must stay")
         self.directory = Path(directory).absolute()
         self.keep = keep
-        self._thread: threading.Thread | None = None
+        self._written = threading.Event()  # nothing is being written; an interrupted join would forget its thread
+        self._written.set()
         self._error: UserError | None = None
         self._orbax = ocp.AsyncCheckpointer(_handler())
         try:
@@ -109,20 +110,23 @@ class Checkpoints:
             temporary.mkdir()
             self._orbax.save(temporary / STATE, args=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")))
         except Exception as error:
-            raise self._failed(step, temporary, error) from error
+            if (failed := self._failed(step, temporary, error)) is error:
+                raise
+            raise failed from error
         except BaseException:  # the user's interrupt
             _remove(temporary)
             raise
-        self._thread = threading.Thread(
-            target=self._finish, args=(step, temporary, small, described), name=f"checkpoint-{step}"
-        )
-        self._thread.start()
+        self._written.clear()
+        arguments = step, temporary, small, described
+        threading.Thread(target=self._finish, args=arguments, name=f"checkpoint-{step}").start()
 
     def wait(self) -> None:
         """Returns when nothing is being written. UserError when the last save failed; nothing of it stays behind."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        try:
+            self._written.wait()
+        except BaseException:  # the user's interrupt: what is nearly done is not left half done
+            self._written.wait()
+            raise
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -156,7 +160,9 @@ class Checkpoints:
             self._publish(step, temporary)
         except Exception as error:
             self._error = self._failed(step, temporary, error)
-            self._error.__cause__ = error
+            self._error.__cause__ = None if self._error is error else error
+        finally:
+            self._written.set()
 
     def _publish(self, step: int, temporary: Path) -> None:
         final = self.directory / str(step)
@@ -177,6 +183,8 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._orbax.wait_until_finished()
         _remove(temporary)
+        if isinstance(error, UserError):
+            return error
         last = self.latest_step()
         kept = "no checkpoint was written before" if last is None else f"the last one is {self.directory / str(last)}"
         return UserError(

@@ -26,7 +26,7 @@ class Rows:
     def read_into(self, target: np.ndarray) -> None:
         """Fills `target` with the next `len(target)` rows, cast to its dtype. A scalar is its only row."""
         if not target.ndim:
-            target[...] = next(self._blocks)
+            assign(target, next(self._blocks))
             return
         done = 0
         while done < len(target):
@@ -42,15 +42,6 @@ def assign(target: np.ndarray, source: np.ndarray) -> None:
 
     UserError for numbers that the target's dtype cannot hold.
     """
-    try:
-        _assign(target, source)
-    except FloatingPointError:
-        raise UserError(
-            f"there are numbers of {source.dtype} beyond the range of {target.dtype}; choose another --dtype"
-        ) from None
-
-
-def _assign(target: np.ndarray, source: np.ndarray) -> None:
     for split in range(1, source.ndim):
         try:
             flat = np.reshape(source, (math.prod(source.shape[:split]), -1), copy=False)
@@ -60,10 +51,17 @@ def _assign(target: np.ndarray, source: np.ndarray) -> None:
             starts = range(0, flat.shape[1], BLOCK)
             list(_threads.map(functools.partial(_assign_block, target.reshape(flat.shape), flat), starts))
             return
-    with np.errstate(over="raise"):
-        target[...] = source
+    _copy(target, source)
 
 
 def _assign_block(target: np.ndarray, source: np.ndarray, start: int) -> None:
-    with np.errstate(over="raise"):
-        target[:, start : start + BLOCK] = source[:, start : start + BLOCK]
+    _copy(target[:, start : start + BLOCK], source[:, start : start + BLOCK])
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        target[...] = source
+    if target.dtype != source.dtype and (infinite := np.isinf(target)).any() and np.isfinite(source[infinite]).any():
+        raise UserError(
+            f"there are numbers of {source.dtype} beyond the range of {target.dtype}; choose another --dtype"
+        )

@@ -72,8 +72,11 @@ def _draw(p: jax.Array, random: jax.Array) -> jax.Array:
 
 
 def _reach(mass: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the first whose cumulative sum exceeds what is wanted, what is then left). Never one without mass."""
+    """(the first whose cumulative sum exceeds what is wanted, what is then left). Never one without mass, where a sum
+    that is taken in parallel may yet rise.
+    """
     reached = jnp.cumsum(mass)
-    last = (reached < reached[-1]).sum(dtype=jnp.int32)
-    i = jnp.minimum((reached <= wanted).sum(dtype=jnp.int32), last)
+    last = len(mass) - 1 - (mass > 0)[::-1].argmax()
+    beyond = (reached > wanted) & (mass > 0)
+    i = jnp.where(beyond.any(), beyond.argmax(), last).astype(jnp.int32)
     return i, jnp.maximum(wanted - (reached[i] - mass[i]), 0)
