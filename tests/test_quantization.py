@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from trol_jax.ops import quantization
-from trol_jax.ops.quantization import BLOCK, CODEBOOK, GROUP, product, to_int8
+from trol_jax.ops.linear import product
+from trol_jax.ops.quantization import BLOCK, CODEBOOK, GROUP, to_int8
 
 # Compiled as a whole: that is how they are used, and faster than one operation after the other.
 int8_kernel = jax.jit(quantization.int8_kernel, static_argnums=1)

@@ -29,8 +29,8 @@ GROUP = 256  # scales that share a scale of their own
 
 
 def _dynamic_table() -> np.ndarray:
-    """The 256 numbers of "dynamic" 8 bits (arXiv 2110.02861, section 1.3): in each of seven decades up to 1 the middles of
-    equal steps, twice as many as in the decade below, with either sign; zero and one.
+    """The 256 numbers of "dynamic" 8 bits (arXiv 2110.02861, section 1.3): in each of seven decades up to 1 the middles
+    of equal steps, twice as many as in the decade below, with either sign; zero and one.
     """
     middles = []
     for decade in range(7):
@@ -61,8 +61,8 @@ class NF4:
 
     The inputs, taken as one axis, are cut into blocks of BLOCK for each output. Where BLOCK divides their number, these
     are the blocks that bitsandbytes makes of a torch weight [out, in], and all numbers are its own; where it does not,
-    the last block of each output is smaller here, while theirs run on into the next output. The largest absolute value of
-    each block is kept as its difference from their mean, as an index into DYNAMIC, with a scale for every GROUP of them.
+    the last block of each output is smaller here, while theirs run on into the next output. The largest absolute value
+    of each block is kept as its difference from their mean, an index into DYNAMIC, with a scale for each GROUP of them.
     """
 
     values: Any  # uint4[*inputs, *outputs], indices into CODEBOOK; never packed by hand: the compiler packs them better
@@ -120,15 +120,6 @@ def dequantize(q: Quantized, dtype) -> jax.Array:
     scale = jnp.repeat(_block_scale(q.codes, q.scale, q.mean).reshape(len(q.codes), -1), BLOCK, axis=0)[:rows]
     values = jnp.asarray(CODEBOOK)[q.values.astype(jnp.int32)]
     return (values * scale.reshape(shape)).astype(dtype)
-
-
-def product(x: jax.Array, kernel: jax.Array | Quantized, inputs: int) -> jax.Array:
-    """x [..., *inputs] times kernel [*inputs, *outputs] -> [..., *outputs], computed in the dtype of x."""
-    if isinstance(kernel, Int8):
-        y = jnp.tensordot(x, kernel.values.astype(x.dtype), inputs, preferred_element_type=jnp.float32)
-        return (y * kernel.scale).astype(x.dtype)
-    kernel = dequantize(kernel, x.dtype) if isinstance(kernel, NF4) else kernel.astype(x.dtype)
-    return jnp.tensordot(x, kernel, inputs)
 
 
 def _divisor(scale: jax.Array) -> jax.Array:
