@@ -26,7 +26,7 @@ from trol_jax.infer.engine import Engine, padded
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig, get_variant
-from trol_jax.ops.quantization import product
+from trol_jax.ops.linear import product
 
 VARIANT = flags.DEFINE_string("variant", "trol_1_8b", "Size of the model.")
 LAYERS = flags.DEFINE_integer("layers", 0, "Layers of the decoder and of the tower at most; 0 = all.", lower_bound=0)

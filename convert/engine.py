@@ -267,7 +267,7 @@ class Export:
     @classmethod
     def open(cls, path: Path, dtype: np.dtype | None = None) -> "Export":
         step_dir = checkpoint.resolve(path)
-        here = saved.read(step_dir)
+        here = saved.read_whole(step_dir)
         layout = next(layout for layout in LAYOUTS if layout.family == here.model.family and layout.has_gate)
         stored = {path: np.dtype(leaf.dtype) for path, leaf in checkpoint.arrays_in(step_dir, "params/").items()}
         dtypes = {path: dtype or own for path, own in stored.items()}

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from trol_jax.errors import UserError
-from trol_jax.models.trol import TroL
+from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.sharding.rules import batch_sharding, data_mesh
 from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from trol_jax.train.step import TrainState, init_state, make_train_step
@@ -44,7 +44,7 @@ def one_step(accumulation=1, sharding=None, family="phi3", objective="answers"):
     if sharding is not None:
         data = jax.device_put(data, sharding)
     step = make_train_step(module, optimizer, SCHEDULE, objective=objective, accumulation=accumulation)
-    return jax.jit(step)(state, data)
+    return jax.jit(step)(state, {}, data)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_padding_takes_no_part(plain):
     wide = {k: jnp.pad(v, ((0, 0), (0, 3))) if v.ndim == 2 else v for k, v in data.items()}
     optimizer = optax.sgd(0.1)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
-    assert_same(plain, jax.jit(make_train_step(module, optimizer, SCHEDULE))(state, wide))
+    assert_same(plain, jax.jit(make_train_step(module, optimizer, SCHEDULE))(state, {}, wide))
 
 
 def test_schedule_warms_up_and_ends_where_it_should():
@@ -119,7 +119,7 @@ def test_only_matrices_decay():
 
 def test_moments_carry_the_axis_names_of_their_parameters():
     module = TroL(tiny.config("phi3"))
-    boxed = jax.eval_shape(lambda: init_state(module, make_optimizer(OPTIONS, SCHEDULE), jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: init_state(abstract_params(module), make_optimizer(OPTIONS, SCHEDULE)))
 
     def names(tree):
         leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))

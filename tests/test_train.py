@@ -105,6 +105,26 @@ def test_a_run_writes_metrics_checkpoints_and_tensorboard(whole, cache):
     assert status == 0 and f"already trained to step {STEPS}; remove" in out
 
 
+def test_adapters_over_a_quantised_base_go_on_to_the_bit(whole, tmp_path, cache):
+    table = '(("decoder/layers/block/.*/kernel", "lora nf4"), ("projector/.*", "train"), (".*", "freeze"))'
+    lora = [f"--config.start_from={whole}", f"--config.parameters={table}", "--config.lora.rank=4"]
+    lora += ["--config.lora.alpha=4.0", "--config.keep=9"]
+    status, out, err = run(tmp_path / "run", cache, *lora)
+    assert status == 0 and "lora nf4 " in out, err
+    finished = arrays(tmp_path / "run")
+    assert not any("embedding" in name or name.endswith("qkv/kernel") for name in finished)
+    assert (finished["params/decoder/layers/block/qkv/adapter_b"] != 0).all(axis=1).any()
+    for step in checkpoint.steps_in(tmp_path / "run" / "checkpoints")[1:]:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    assert run(tmp_path / "run", cache, *lora)[0] == 0
+    again = arrays(tmp_path / "run")
+    assert again.keys() == finished.keys()
+    for name in finished:
+        np.testing.assert_array_equal(again[name], finished[name], err_msg=name)
+    line = error_line(run(tmp_path / "new", cache, *lora[1:]))
+    assert "config.start_from must name the checkpoint" in line
+
+
 def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path, cache):
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(whole, first)

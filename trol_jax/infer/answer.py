@@ -67,7 +67,7 @@ class Answerer:
         float32). cache: bfloat16 or int8, by default what is computed in.
         """
         step_dir = checkpoint.resolve(path)
-        here = saved.read(step_dir)
+        here = saved.read_whole(step_dir)
         run = here.settings
         if run is not None and run.objective != "answers":
             raise UserError(

@@ -1,11 +1,13 @@
-"""One training step, pure: (state, batch) -> (state, metrics)."""
+"""One training step, pure: (state, frozen parameters, batch) -> (state, metrics)."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from trol_jax.models.trol import TroL, init_params
+from trol_jax.models.trol import TroL
 from trol_jax.ops.image import normalize
 from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
 
@@ -13,13 +15,12 @@ from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
 @struct.dataclass
 class TrainState:
     step: jax.Array  # int32[], steps done
-    params: dict
+    params: dict  # those that are trained
     opt_state: optax.OptState
 
 
-def init_state(model: TroL, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
-    """A fresh state. Parameters and moments alike are boxed with their logical axis names; see `sharding.rules`."""
-    params = init_params(model, rng)
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state of what is trained. Moments are boxed with logical axis names as the parameters are."""
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
@@ -72,16 +73,20 @@ def make_train_step(
     objective: str = "answers",
     seed: int = 0,
     accumulation: int = 1,
+    join: Callable[[dict, dict], dict] = lambda trained, frozen: trained,
 ):
-    """The step function. Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
+    """The step function: (state, frozen parameters, batch) -> (state, metrics).
+
+    Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
 
     objective: a name of OBJECTIVES.
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
     whole batch however unevenly its answer tokens fall.
+    join: makes the model's parameters of those that are trained and those that are frozen; see `train.parameters`.
     """
 
-    def loss_and_sums(params, batch, rng):
-        sums = OBJECTIVES[objective](model, params, batch, rng)
+    def loss_and_sums(params, frozen, batch, rng):
+        sums = OBJECTIVES[objective](model, join(params, frozen), batch, rng)
         return sums["loss"][0], sums
 
     grad_fn = jax.grad(loss_and_sums, has_aux=True)
@@ -90,18 +95,18 @@ def make_train_step(
         """[B, ...] -> [accumulation, B / accumulation, ...], each micro-batch spread over all devices."""
         return x.reshape(len(x) // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulation == 1:
-            grads, sums = grad_fn(state.params, batch, rng)
+            grads, sums = grad_fn(state.params, frozen, batch, rng)
         else:
 
             def body(total, piece):
                 micro, key = piece
-                return jax.tree.map(jnp.add, total, grad_fn(state.params, micro, key)), None
+                return jax.tree.map(jnp.add, total, grad_fn(state.params, frozen, micro, key)), None
 
             pieces = jax.tree.map(split, batch), jax.random.split(rng, accumulation)
-            zero = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], pieces[0]), rng)
+            zero = jax.eval_shape(grad_fn, state.params, frozen, jax.tree.map(lambda x: x[0], pieces[0]), rng)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
             (grads, sums), _ = jax.lax.scan(body, zero, pieces)
         _, tokens = sums["loss"]
