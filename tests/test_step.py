@@ -127,3 +127,30 @@ def test_moments_carry_the_axis_names_of_their_parameters():
 
     adam = boxed.opt_state[1][0]
     assert names(adam.mu) == names(adam.nu) == names(boxed.params) and len(names(boxed.params)) > 20
+
+
+def test_metrics_tell_of_gates_by_layer_and_of_norms_by_group():
+    module, params = tiny.model("phi3")
+    data = batch(module)
+    data["segment_ids"] = data["segment_ids"].at[:, -2:].set(0)
+    data["loss_mask"] = data["loss_mask"].at[:, -4].set(True)
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_train_step(module, optimizer, SCHEDULE))
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    new, values = step(state, {}, data)
+    mean, std = jnp.array(module.config.vision.mean), jnp.array(module.config.vision.std)
+    images = (data["images"] / 255 - mean) / std
+    gate = module.apply({"params": params}, data["tokens"], images, segment_ids=data["segment_ids"])[1]["gate"]
+    gate = np.asarray(gate)[:, 0, :, :-2].reshape(2, -1)
+    np.testing.assert_allclose(values["gate"], gate.mean(), rtol=1e-4)
+    expected = {
+        "gate_mean": gate.mean(1), "gate_spread": gate.std(1),
+        "gate_open": (gate > 0.9).mean(1), "gate_closed": (gate < 0.1).mean(1),
+    }  # fmt: skip
+    for name, each in expected.items():
+        np.testing.assert_allclose(values[name], each, atol=2e-4, err_msg=name)
+    by_group = {name.partition("/")[2]: float(each) for name, each in values.items() if name.startswith("grad_norm/")}
+    assert set(by_group) == {"vision", "projector", "embedding", "layers", "gate", "norm", "head"}
+    np.testing.assert_allclose(np.sqrt(sum(each**2 for each in by_group.values())), values["grad_norm"], rtol=1e-5)
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, new.params["vision"], params["vision"]))
+    np.testing.assert_allclose(values["update_norm/vision"], moved, rtol=1e-2)

@@ -194,9 +194,9 @@ def about_start_from():
         raise UserError(f"config.start_from: {error}") from error
 
 
-def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
-    """The metrics of a step, on the host. UserError unless all are finite."""
-    values = {name: float(value) for name, value in jax.device_get(values).items()}
+def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict:
+    """The metrics of a step, on the host, each a number or a list. UserError unless all are finite."""
+    values = {name: value.tolist() for name, value in jax.device_get(values).items()}
     if is_finite(values):
         return values
     checkpoints.wait()
