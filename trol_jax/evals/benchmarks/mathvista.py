@@ -1,0 +1,53 @@
+"""MathVista testmini. Its authors let a judge find the answer in what was said; rules find it where that is plain."""
+
+import re
+
+from trol_jax.evals.files import Root, each
+from trol_jax.evals.items import Benchmark, Item, Scoring
+from trol_jax.evals.parsing import choice, lettered
+from trol_jax.evals.scoring import accuracy, equal, unscored
+
+FILE = "MathVista/testmini-*.parquet"
+SPLITS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade")
+ANSWER = re.compile(r"(?:the answer is|answer:)\s*\"?([^\"\n]+?)\"?\.?\s*$", re.IGNORECASE)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def read(root: Root):
+    def item(row):
+        fields = {name: row.text(name) for name in ("question_type", "answer_type")}
+        fields["choices"] = [] if row.data.get("choices") is None else row.texts("choices")
+        fields["precision"] = row.get("precision", int, float, type(None))
+        fields |= {name: value for name, value in row.get("metadata", dict).items() if name in (*SPLITS, "skills")}
+        images = (root.picture(row, "MathVista", row.text("image")),)
+        return Item(row.text("pid"), row.text("query"), images, row.text("answer"), fields)
+
+    for file in root.find(FILE):
+        yield from each(root.parquet(file, without=("decoded_image",)), item)
+
+
+def extract(item: Item, answer: str) -> str | None:
+    """The text of a choice; a number, rounded as the gold is; a list as it is written."""
+    fields, answer = item.fields, answer.strip()
+    said = found[1].strip() if (found := ANSWER.search(answer)) else answer
+    if fields["question_type"] == "multi_choice":
+        options = lettered(fields["choices"])
+        letter = next((letter for letter, text in options.items() if said == text), None) or choice(said, options)
+        return options.get(letter)
+    if fields["answer_type"] in ("integer", "float"):
+        numbers = NUMBER.findall(said.replace(",", ""))
+        return rounded(numbers[0], fields) if len(numbers) == 1 else None
+    return said or None
+
+
+def rounded(text: str, fields) -> str:
+    if fields["answer_type"] == "integer":
+        return str(int(float(text)))
+    return str(round(float(text), int(fields["precision"] or 0) or None))
+
+
+SCORINGS = {
+    "trol": unscored("a judge finds the answers"),
+    "standard": Scoring("rules find the answer, the authors' normal form; accuracy", extract, equal, accuracy(*SPLITS)),
+}
+BENCHMARK = Benchmark("mathvista", read, SCORINGS)
