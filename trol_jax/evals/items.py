@@ -26,7 +26,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An answered item. parsed: None where the rule found nothing. score: None where there is nothing to compare with."""
+    """An answered item. parsed: None where the rule found nothing. score: None where there is no gold."""
 
     item: Item
     answer: str
@@ -36,11 +36,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """value and its standard error: of the whole benchmark, None where nothing could be scored."""
+    """value and its standard error: of the whole benchmark, None where nothing could be scored.
+
+    n: over how many the mean is; by default all that have a score.
+    """
 
     value: float | None = None
     error: float | None = None
     splits: Mapping[str, Any] = field(default_factory=dict)
+    n: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
-"""MMMU's own rules for what an answer says and whether it is right. Source: the evaluation of the benchmark's authors."""
+"""MMMU's rules for what an answer says and whether it is right. Source: the evaluation of the benchmark's authors."""
 
+import contextlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +26,7 @@ def choice(answer: str, options: Mapping[str, str]) -> str | None:
 def open_answers(answer: str) -> list[str | float]:
     """Everything that the answer may mean: the ends of its key phrases, and the numbers in them."""
     phrases = _key_phrases(answer)
-    found = phrases + [number for phrase in phrases for number in numbers_in(phrase)]
+    found = phrases + [digits for phrase in phrases for digits in numbers_in(phrase)]
     return list(dict.fromkeys(value for text in found for value in normalize(text)))
 
 
@@ -39,12 +41,11 @@ def normalize(text: str) -> list[str | float]:
     """A number rounded to two digits, or lower case; a lone character with a space before and after, so that it does
     not match within words.
     """
-    text = text.strip()
-    try:
-        return [round(float(text.replace(",", "")), 2)]
-    except ValueError:
-        text = text.lower()
-        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+    text = text.strip().lower()
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text.replace(",", ""))):
+            return [round(value, 2)]
+    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
 def _key_phrases(answer: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What an answer says: a letter, yes or no, a number. Pure functions on strings; None where the rule finds nothing.
 
-Names with `trol` are the original's rules (its crashes apart), faults included: scores of the paper were made with them.
+Names with `trol` are the original's rules (its crashes apart), faults included: the paper's scores were made with them.
 """
 
 import re
@@ -84,8 +84,10 @@ def last_letter(text: str, letters: Sequence[str]) -> str | None:
 
 
 def pope_yes_no(answer: str, lower: bool) -> str | None:
-    """POPE's rule: no if "No", "no" or "not" is a word of the first sentence, and yes otherwise (here only if "yes" is a
-    word of it: None is yes to the scorers, but counted). lower: as the original, after lower-casing.
+    """POPE's rule: no if "No", "no" or "not" is a word of the first sentence.
+
+    All else is yes to it; here only what has "yes" as a word: None, which scorers take for yes, can be counted.
+    lower: after lower-casing, as the original does.
     """
     words = (answer.lower() if lower else answer).split(".")[0].replace(",", "").split(" ")
     if {"No", "not", "no"} & {*words}:
@@ -108,10 +110,10 @@ def yes_no_word(answer: str) -> str | None:
 # ---------------------------------------------------------------------- numbers
 
 
-def number(text: str, percent: float = 1.0) -> float | None:
-    """The text as a number. percent: what "1%" is."""
+def number(text: str, percents: float) -> float | None:
+    """The text as a number. percents: what "12%" is divided by, 100 or 1."""
     try:
-        return percent * float(text.rstrip("%")) if text.endswith("%") else float(text)
+        return float(text.rstrip("%")) / percents if text.endswith("%") else float(text)
     except ValueError:
         return None
 

@@ -1,8 +1,8 @@
 """Scores answers that lie in files: what was asked is read again, nothing is asked. Needs neither JAX nor pictures.
 
-An answer file is `<benchmark>.jsonl`, an object a line with "id", "index" (the place in the reader's order) and "answer",
-or "error" where the question could not be asked. The id says which question is meant, and the index where several have
-the same id, or where a line has no id.
+An answer file is `<benchmark>.jsonl`, an object a line with "id", "index" (the place in the reader's order) and
+"answer", or "error" where the question could not be asked. The id says which question is meant; the index does where
+several have the same id, or where a line has no id.
 """
 
 import dataclasses
@@ -51,18 +51,20 @@ def score(
     *,
     scoring: str = "trol",
     bad_rows: str = "fail",
+    pictures: bool = False,
     judge: Judge | None = None,
 ) -> Iterator[dict | UserError]:
-    """Yields for each benchmark its result, once `<name>.json` and `<name>.samples.jsonl` are written, or what stopped it.
+    """Yields of each benchmark its result, once `<name>.json` and `<name>.samples.jsonl` exist, or what stopped it.
 
     names: of BENCHMARKS, or ["all"] for those that have an answer file. bad_rows: whether rows that cannot be used,
-    questions without an answer and those that could not be asked stop a benchmark, or are left out and counted.
+    questions without an answer and those that could not be asked stop a benchmark, or are left out and
+    counted. pictures: whether to look for them.
     """
     answers, output = Path(answers), Path(output)
     for benchmark in chosen(names, answers):
         settings = {"root": str(root), "answers": str(answers), "bad_rows": bad_rows}
         try:
-            items, problems = read(benchmark, Root(root, pictures=False))
+            items, problems = read(benchmark, Root(root, pictures))
             samples = take(benchmark, scoring, items, answers / f"{benchmark.name}.jsonl", problems)
             if bad_rows == "fail":
                 problems.refuse()
@@ -138,7 +140,7 @@ def take(
 
 
 def answer_lines(file: Path) -> Iterator[Row]:
-    return Root(file.parent).lines(file.name)
+    return Root("").lines(str(file))
 
 
 class Places:
@@ -186,7 +188,7 @@ def measure(
         "value": summary.value,
         "standard_error": summary.error,
         "unit": benchmark.unit,
-        "n": sum(sample.score is not None for sample in samples),
+        "n": sum(sample.score is not None for sample in samples) if summary.n is None else summary.n,
         "answered": len(samples),
         "unparsed": sum(sample.parsed is None for sample in samples),
         "failed": len(problems.failed),

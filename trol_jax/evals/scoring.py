@@ -1,4 +1,4 @@
-"""Scores of many answers: means, and what the benchmarks make of them. Pure; values in percent unless said otherwise."""
+"""Scores of answers: marks, means, and what the benchmarks make of them. Pure; values in percent."""
 
 import math
 from collections import defaultdict
@@ -16,12 +16,12 @@ def equal(item: Item, parsed: Any) -> float | None:
     return None if item.gold is None else float(parsed == item.gold)
 
 
-def relaxed(text: str, gold: str, percent: float, relative_to_gold: bool) -> bool:
-    """Numbers may differ by 5%, other texts by case only. percent: what "1%" is.
+def relaxed(text: str, gold: str, percents: float, relative_to_gold: bool) -> bool:
+    """Numbers may differ by 5%, other texts by case only. percents: what "12%" is divided by.
 
     Source: ChartQA, end of section 5.1. The original measures the 5% on the answer, not on the gold.
     """
-    mine, theirs = number(text, percent), number(gold, percent)
+    mine, theirs = number(text, percents), number(gold, percents)
     base = theirs if relative_to_gold else mine
     if mine is None or theirs is None or not base:
         return text.lower() == gold.lower()
@@ -50,17 +50,22 @@ def marked(samples: Iterable[Sample]) -> list[float]:
 
 
 def grouped(samples: Iterable[Sample], key: str | Callable[[Sample], Hashable]) -> dict[Hashable, list[Sample]]:
-    """By a field of the items, or a function; in order of appearance."""
+    """By a function, or by a field of the items as text (None without the field); in order of appearance."""
     groups = defaultdict(list)
     for sample in samples:
-        groups[sample.item.fields.get(key) if isinstance(key, str) else key(sample)].append(sample)
+        groups[_field(sample, key) if isinstance(key, str) else key(sample)].append(sample)
     return dict(groups)
+
+
+def _field(sample: Sample, name: str) -> str | None:
+    value = sample.item.fields.get(name)
+    return value if value is None else str(value)
 
 
 def by(samples: Sequence[Sample], *keys: str) -> dict[str, dict[str, dict]]:
     """{field: {its value: {"value", "n", "standard_error"}}}; items without the field are left out."""
     return {
-        key: {str(name): part(marked(group)) for name, group in grouped(samples, key).items() if name is not None}
+        key: {name: part(marked(group)) for name, group in grouped(samples, key).items() if name is not None}
         for key in keys
     }
 

@@ -31,11 +31,11 @@ def first_word(item: Item, answer: str) -> str | None:
 
 
 def mark_trol(item: Item, parsed: str | None) -> float:
-    return float(any(relaxed(parsed or "", gold, percent=1, relative_to_gold=False) for gold in item.gold))
+    return float(any(relaxed(parsed or "", gold, percents=1, relative_to_gold=False) for gold in item.gold))
 
 
 def mark(item: Item, parsed: str | None) -> float:
-    return float(any(relaxed(parsed or "", gold, percent=0.01, relative_to_gold=True) for gold in item.gold))
+    return float(any(relaxed(parsed or "", gold, percents=100, relative_to_gold=True) for gold in item.gold))
 
 
 def average(samples) -> Summary:

@@ -62,8 +62,8 @@ def mark(item: Item, parsed: str | None) -> float:
 
 def five_versions(samples) -> Summary:
     """The overall score leaves out Text Only, as its authors do."""
-    pictured = [sample for sample in samples if sample.item.fields["problem_version"] != "Text Only"]
-    return Summary(*mean(marked(pictured)), by(samples, "problem_version", "subject", "subfield"))
+    scores = marked(sample for sample in samples if sample.item.fields["problem_version"] != "Text Only")
+    return Summary(*mean(scores), by(samples, "problem_version", "subject", "subfield"), len(scores))
 
 
 SCORINGS = {

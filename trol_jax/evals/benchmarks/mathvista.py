@@ -1,5 +1,6 @@
 """MathVista testmini. Its authors let a judge find the answer in what was said; rules find it where that is plain."""
 
+import math
 import re
 
 from trol_jax.evals.files import Root, each
@@ -41,9 +42,10 @@ def extract(item: Item, answer: str) -> str | None:
 
 
 def rounded(text: str, fields) -> str:
-    if fields["answer_type"] == "integer":
-        return str(int(float(text)))
-    return str(round(float(text), int(fields["precision"] or 0) or None))
+    value = float(text)
+    if not math.isfinite(value):
+        return text
+    return str(int(value)) if fields["answer_type"] == "integer" else str(round(value, int(fields["precision"] or 0)))
 
 
 SCORINGS = {

@@ -84,12 +84,12 @@ def circular(samples) -> Summary:
     scored = [sample for sample in samples if sample.score is not None]
     if not scored:
         return Summary()
-    value, error = mean(all_right(scored, question))
+    rights = all_right(scored, question)
     splits = {
         key: {name: part(all_right(group, question)) for name, group in grouped(scored, key).items() if name}
         for key in ("category", "l2-category")
     }
-    return Summary(value, error, splits | {"every_row": part(marked(scored))})
+    return Summary(*mean(rights), splits | {"every_row": part(marked(scored))}, len(rights))
 
 
 def question(sample: Sample) -> int:

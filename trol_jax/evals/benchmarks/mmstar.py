@@ -28,7 +28,9 @@ def read(root: Root):
         if kind not in KINDS.get(category, ()):
             raise row.bad(f"{category!r} with {kind!r} is no category of MMStar")
         fields = {"category": category, "l2_category": kind}
-        return Item(row.get("index", int), row.text("question"), root.embedded(row, "image"), row.text("answer"), fields)
+        return Item(
+            row.get("index", int), row.text("question"), root.embedded(row, "image"), row.text("answer"), fields
+        )
 
     return each(root.parquet(FILE, without=("meta_info",), pictures=("image",)), item)
 

@@ -23,12 +23,18 @@ def read(root: Root):
         return Item(row.get("question_id", str, int), question, images, row.text("answer"), fields)
 
     rows = root.objects(FILE, "questions")
-    return each((row for row in rows if not isinstance(row.data, dict) or row.data.get("data_type", "image") == "image"), item)
+    return each(
+        (row for row in rows if not isinstance(row.data, dict) or row.data.get("data_type", "image") == "image"), item
+    )
 
 
 SCORINGS = {
     "trol": Scoring(
-        "first character; accuracy", lambda item, answer: first_character(answer), equal, accuracy("type"), first_of_each_id
+        "first character; accuracy",
+        lambda item, answer: first_character(answer),
+        equal,
+        accuracy("type"),
+        first_of_each_id,
     ),
     "standard": standard("type"),
 }

@@ -1,6 +1,7 @@
 """ScienceQA, the test questions with a picture."""
 
-from trol_jax.evals.benchmarks.choices import standard, lines
+from trol_jax.errors import UserError
+from trol_jax.evals.benchmarks.choices import lines, standard
 from trol_jax.evals.files import Root, Row, each
 from trol_jax.evals.items import Benchmark, Item, Scoring
 from trol_jax.evals.parsing import LETTERS, trol_letter
@@ -24,8 +25,7 @@ def read(root: Root):
 def rows(root: Root):
     problems, pids = root.json(FILE), root.json(SPLITS).get("test")
     if not isinstance(pids, list):
-        pids = []
-        yield Row(None, SPLITS, "test")
+        raise UserError(f'{root.path / SPLITS} has no list under "test"')
     for pid in pids:
         row = Row(problems.get(str(pid)), FILE, pid)
         if not isinstance(row.data, dict) or row.data.get("image", "") is not None:

@@ -27,7 +27,7 @@ class Answers:
         self.rows = [row for row in root.objects(ANNOTATIONS, "data") if isinstance(row.data, dict)]
         self.by_question = {}
         for row in self.rows:
-            self.by_question.setdefault((row.data.get("image_id"), str(row.data.get("question")).lower()), row)
+            self.by_question.setdefault((str(row.data.get("image_id")), str(row.data.get("question")).lower()), row)
 
     def of(self, row: Row) -> list[str]:
         """To that question about that picture; where it is worded otherwise, those of the same place and picture."""

@@ -16,7 +16,10 @@ METRIC = {
 }  # fmt: skip
 
 SCREENSHOT = "You are given a screenshot of a webpage"
-BOX = f"{SCREENSHOT} with a red rectangle bounding box. The [x1, y1, x2, y2] coordinates of the bounding box is {{bbox}}.\n"
+BOX = (
+    f"{SCREENSHOT} with a red rectangle bounding box. "
+    "The [x1, y1, x2, y2] coordinates of the bounding box is {bbox}.\n"
+)
 LABELLED = "In this website screenshot, I have labeled IDs for some HTML elements as candicates. Tell me which one "
 NOTHING_ELSE = "and do not output any explanation or any other contents"
 ONE_LETTER = f"\n\nYou should directly tell me your choice in a single uppercase letter, {NOTHING_ELSE}.\n"
@@ -28,8 +31,9 @@ PROMPTS = {  # the benchmark's own, its spelling too
     "heading_ocr": f"{SCREENSHOT}. Please generate the main text within the screenshot, which can be regarded as the "
     f"heading of the webpage.\n\nYou should directly tell me the main content, {NOTHING_ELSE}.\n",
     "webqa": f"{{question}}\nYou should directly tell me your answer in the fewest words possible, {NOTHING_ELSE}.\n",
-    "element_ocr": f"{BOX}Please perform OCR in the bounding box and recognize the text content within the red bounding "
-    "box.\n\nYou should use the following format:\nThe text content within the red bounding box is: <YOUR ANSWER>\n",
+    "element_ocr": f"{BOX}Please perform OCR in the bounding box and recognize the text content within the red "
+    "bounding box.\n\nYou should use the following format:\n"
+    "The text content within the red bounding box is: <YOUR ANSWER>\n",
     "element_ground": f"{LABELLED}best matches the description: {{elem_desc}}{ONE_LETTER}",
     "action_prediction": f"{BOX}Please select the best webpage description that matches the new webpage after clicking "
     f"the selected element in the bounding box:\n{{options}}{ONE_LETTER}",
@@ -105,7 +109,9 @@ def tasks(samples) -> Summary:
 
 
 SCORINGS = {
-    "trol": Scoring("ROUGE, F1 and letters of answers as they are; mean of the tasks", parse_trol, mark, tasks, first_of_each_id),
+    "trol": Scoring(
+        "ROUGE, F1 and letters of answers as they are; mean of the tasks", parse_trol, mark, tasks, first_of_each_id
+    ),
     "standard": Scoring("ROUGE, F1 and letters of what the answers' forms hold; mean of the tasks", parse, mark, tasks),
 }
 BENCHMARK = Benchmark("visualwebbench", read, SCORINGS)
