@@ -107,7 +107,13 @@ def yes_no_word(answer: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-# ---------------------------------------------------------------------- numbers
+# ---------------------------------------------------------------------- texts and numbers
+
+
+def after_last(answer: str, *marks: str) -> str:
+    """What follows the last of the marks (case does not count), all where there is none; no quotes or period around."""
+    ends = [found.end() for found in re.finditer("|".join(map(re.escape, marks)), answer, re.IGNORECASE)]
+    return answer[ends[-1] if ends else 0 :].strip().rstrip(".").strip('"').rstrip(".").strip()
 
 
 def number(text: str, percents: float) -> float | None:
@@ -119,10 +125,12 @@ def number(text: str, percents: float) -> float | None:
 
 
 def numbers_in(text: str) -> list[str]:
-    """All numbers in a text: with thousands separators, in scientific notation, plain (MMMU's three patterns)."""
+    """All numbers in a text: with thousands separators, in scientific notation, plain (MMMU's three patterns, which
+    here do not try the digits within a number again).
+    """
     patterns = (
         r"-?\b\d{1,3}(?:,\d{3})+\b",
-        r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
-        r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
+        r"-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+",
+        r"-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])",
     )
     return [found for pattern in patterns for found in re.findall(pattern, text)]

@@ -151,6 +151,7 @@ class Places:
         for item in items:
             if item is not None:
                 self.by_id.setdefault(str(item.id), []).append(item.index)
+        self.repeated = any(len(found) > 1 for found in self.by_id.values())
 
     def of(self, row: Row) -> int:
         if not isinstance(row.data, Mapping):
@@ -162,16 +163,17 @@ class Places:
             return index
         name = str(row.get("id", str, int))
         found = self.by_id.get(name, ())
+        unread = self._unread(index) and (self.repeated or not found)
+        if index in found or unread:
+            return index
         if len(found) == 1:
             return found[0]
-        if index in found or (not found and index is not None and self._unread(index)):
-            return index
         several = f'{len(found)} questions have the id {name!r}, and "index" says none of them'
         raise row.bad(several if found else f"there is no question with the id {name!r}")
 
-    def _unread(self, index: int) -> bool:
+    def _unread(self, index: int | None) -> bool:
         """Whether the question there is a bad row, whose id is not known."""
-        return 0 <= index < len(self.items) and self.items[index] is None
+        return index is not None and 0 <= index < len(self.items) and self.items[index] is None
 
 
 # ---------------------------------------------------------------------- results

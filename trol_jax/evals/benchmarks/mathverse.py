@@ -7,11 +7,10 @@ import re
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.instructions import IMAGE
 from trol_jax.evals.items import Benchmark, Item, Scoring, Summary
-from trol_jax.evals.parsing import choice
+from trol_jax.evals.parsing import after_last, choice
 from trol_jax.evals.scoring import by, marked, mean, unscored
 
 FILE, TEXT_ONLY = "MathVerse/testmini.json", "MathVerse/testmini_text_only.json"
-ANSWER = re.compile(r"(?:answer|=)(?: is)?:?\s*([^\n=]+?)\.?\s*$", re.IGNORECASE)
 
 
 def read(root: Root):
@@ -46,13 +45,12 @@ def options(question: str) -> dict[str, str]:
 def extract(item: Item, answer: str) -> str | None:
     if item.fields["question_type"] == "multi-choice":
         return choice(answer.strip(), options(item.fields["question"]) or dict.fromkeys("ABCD", ""))
-    said = found[1] if (found := ANSWER.search(answer)) else answer
-    return plain(said) or None
+    return plain(answer) or None
 
 
 def plain(text: str) -> str:
-    """Without space, dollar signs and a unit sign of degrees."""
-    return re.sub(r"[\s$°]|\\circ|\^\\circ", "", text).rstrip(".").lower()
+    """What follows the last equals sign, without space, dollar signs and degrees."""
+    return re.sub(r"[\s$°]|\^?\\circ", "", after_last(text, "answer is", "answer:", "=")).lower()
 
 
 def mark(item: Item, parsed: str | None) -> float:

@@ -5,12 +5,11 @@ import re
 
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.items import Benchmark, Item, Scoring
-from trol_jax.evals.parsing import choice, lettered
+from trol_jax.evals.parsing import after_last, choice, lettered
 from trol_jax.evals.scoring import accuracy, equal, unscored
 
 FILE = "MathVista/testmini-*.parquet"
 SPLITS = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade")
-ANSWER = re.compile(r"(?:the answer is|answer:)\s*\"?([^\"\n]+?)\"?\.?\s*$", re.IGNORECASE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -29,8 +28,7 @@ def read(root: Root):
 
 def extract(item: Item, answer: str) -> str | None:
     """The text of a choice; a number, rounded as the gold is; a list as it is written."""
-    fields, answer = item.fields, answer.strip()
-    said = found[1].strip() if (found := ANSWER.search(answer)) else answer
+    fields, said = item.fields, after_last(answer, "answer is", "answer:")
     if fields["question_type"] == "multi_choice":
         options = lettered(fields["choices"])
         letter = next((letter for letter, text in options.items() if said == text), None) or choice(said, options)

@@ -28,8 +28,7 @@ def reader(file: str):
             if not choices:
                 raise row.bad("none of A, B, C and D has a text")
             question = [row.text("question"), lines(choices)]
-            hint = row.data.get("hint")
-            answer = row.data.get("answer")
+            hint, answer = (row.get(name, str) if row.data.get(name) else None for name in ("hint", "answer"))
             fields = {"choices": choices} | {name: row.data.get(name) for name in ("category", "l2-category")}
             return Item(
                 number(row),

@@ -23,11 +23,12 @@ def read(root: Root):
 
 
 def rows(root: Root):
-    problems, pids = root.json(FILE), root.json(SPLITS).get("test")
+    pids = root.json(SPLITS).get("test")
     if not isinstance(pids, list):
         raise UserError(f'{root.path / SPLITS} has no list under "test"')
+    problems = {row.number: row for row in root.entries(FILE)}
     for pid in pids:
-        row = Row(problems.get(str(pid)), FILE, pid)
+        row = problems.get(str(pid), Row(None, FILE, pid))
         if not isinstance(row.data, dict) or row.data.get("image", "") is not None:
             yield row
 
