@@ -152,7 +152,7 @@ def test_any_field_that_is_missing_or_of_another_type_is_named(name, monkeypatch
             except UserError as error:
                 bad = [error]
             assert len(bad) <= 1
-            assert all(file in str(each) or "\n" not in str(each) for each in bad)
+            assert all(file in str(each) and "\n" not in str(each) for each in bad)
             named += len(bad)
     assert named > 0
 

@@ -154,8 +154,8 @@ def test_missing_and_failed_answers_are_counted_and_left_out(answers, tmp_path):
 
     change(answers, edit)
     stopped = str(result(answers, tmp_path / "out"))
-    assert "1 bad rows" in stopped and "the picture is damaged" in stopped
-    assert "2 questions without an answer" in stopped and "question 1, id 2" in stopped and "\n" not in stopped
+    assert "bad rows: 1" in stopped and "the picture is damaged" in stopped
+    assert "questions without an answer: 2" in stopped and "question 1, id 2" in stopped and "\n" not in stopped
     found = result(answers, tmp_path / "out", bad_rows="skip")
     counts = {name: found[name] for name in ("n", "failed", "missing", "bad_rows")}
     assert counts == {"n": 21, "failed": 1, "missing": 2, "bad_rows": 1}

@@ -120,7 +120,7 @@ class Root:
             if line.strip():
                 try:
                     yield Row(json.loads(line), name, number)
-                except ValueError:
+                except (ValueError, RecursionError):
                     yield Row(line, name, number)
 
     def entries(self, name: str) -> Iterator[Row]:
@@ -159,7 +159,7 @@ class Root:
     def _decode(self, name: str, text: str) -> Any:
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / name} is not JSON: {error}") from error
 
     def _typed(self, name: str, value: Any, kind: type) -> Any:

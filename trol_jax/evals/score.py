@@ -38,7 +38,7 @@ class Problems:
         """UserError if there are any, with the first."""
         kinds = (("bad rows", self.rows), ("questions that could not be asked", self.failed),
                  ("questions without an answer", self.missing))  # fmt: skip
-        said = [f"{len(found)} {kind}, the first: {found[0]}" for kind, found in kinds if found]
+        said = [f"{kind}: {len(found)}, the first: {found[0]}" for kind, found in kinds if found]
         if said:
             raise UserError(f"{'; '.join(said)}; mend them, or leave them out with --bad_rows=skip")
 

@@ -11,7 +11,7 @@ SPLITS = ("augmented", "human")
 def read(root: Root):
     for split in SPLITS:
         if split == "human" and not (root.path / FOLDER / "test_human.json").exists():
-            return  # the original does without; results show which splits there were
+            return  # the original does without; results say that it is absent
 
         def item(row, split=split):
             gold = row.get("label", str, list)
@@ -40,7 +40,8 @@ def mark(item: Item, parsed: str | None) -> float:
 
 def average(samples) -> Summary:
     splits = grouped(samples, "split")
-    return Summary(*over(marked(group) for group in splits.values()), by(samples, "split"))
+    absent = {"absent": [name for name in SPLITS if name not in splits]} if 0 < len(splits) < len(SPLITS) else {}
+    return Summary(*over(marked(group) for group in splits.values()), by(samples, "split") | absent)
 
 
 def augmented_once(items):
