@@ -1,15 +1,19 @@
 """Sources joined into one endless, globally shuffled dataset whose every position can be computed."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import grain
+import numpy as np
 import xxhash
 
 from trol_jax.errors import UserError
+
+ROUNDS = 6  # of mixing; with four, neighbours are related now and then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,54 @@ class Part:
     repeat: float = 1.0
     cap: int | None = None
     weight: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Permutations of range(length), one after the other: [i] for any i >= 0, each place computed by itself.
+
+    Written out here because the order of a run must not change with a release of grain.
+    """
+
+    length: int
+    name: str  # another name, another order
+
+    def __getitem__(self, index: int) -> int:
+        number, place = divmod(index, self.length)
+        key = _key(self.name, number, self._bits)
+        place = _mix(place, self._bits, key)
+        while place >= self.length:  # it comes back into the range before it comes back to where it began
+            place = _mix(place, self._bits, key)
+        return place
+
+    def first(self, number: int, count: int) -> np.ndarray:
+        """The first `count` places of one permutation, int64[count]."""
+        key = _key(self.name, number, self._bits)
+        places = _mix(np.arange(count), self._bits, key)
+        while len(beyond := np.flatnonzero(places >= self.length)):
+            places[beyond] = _mix(places[beyond], self._bits, key)
+        return places
+
+    @functools.cached_property
+    def _bits(self) -> int:
+        return (self.length - 1).bit_length()
+
+
+def _mix(place, bits: int, key: tuple[tuple[int, int], ...]):
+    """Another number of as many bits, by steps that can all be undone: no two numbers become one."""
+    mask, half = (1 << bits) - 1, (bits + 1) // 2
+    for flip, odd in key:
+        place = (place ^ flip) * odd & mask
+        place = place ^ (place >> half)
+    return place
+
+
+@functools.lru_cache(256)
+def _key(name: str, number: int, bits: int) -> tuple[tuple[int, int], ...]:
+    """Numbers for each round; the second has no more than 31 bits, so that products of 32 fit into int64."""
+    mask = (1 << bits) - 1
+    words = [xxhash.xxh32_intdigest(f"{name}/{number}/{word}".encode()) for word in range(2 * ROUNDS)]
+    return tuple((flip & mask, odd & mask >> 1 | 1) for flip, odd in zip(words[::2], words[1::2], strict=True))
 
 
 class Mixture(grain.MapDataset):
@@ -44,9 +96,9 @@ class Mixture(grain.MapDataset):
         sizes = [min(len(sources[part.source]), part.cap or math.inf) for part in parts]
         self.counts = dict(zip((part.source for part in parts), _counts(parts, sizes), strict=True))
         self._firsts = list(itertools.accumulate(self.counts.values(), initial=0))
-        self._order = _order(len(self), seed, "order")
-        self._passes = [_order(size, seed, f"pass/{part.source}") for part, size in zip(parts, sizes, strict=True)]
-        self._chosen = [_order(len(sources[part.source]), seed, f"cap/{part.source}") for part in parts]
+        self._order = Order(len(self), f"{seed}/epoch")
+        self._passes = [Order(size, f"{seed}/pass of {part.source}") for part, size in zip(parts, sizes, strict=True)]
+        self._chosen = [Order(len(sources[part.source]), f"{seed}/cap of {part.source}") for part in parts]
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -62,17 +114,19 @@ class Mixture(grain.MapDataset):
         part, row = self._place(index)
         return list(self.counts)[part], row
 
+    def seen(self, position: int) -> dict[str, int]:
+        """How many samples of each source come before a position."""
+        epochs, rest = divmod(position, len(self))
+        parts = np.searchsorted(self._firsts, self._order.first(epochs, rest), side="right") - 1
+        partial = np.bincount(parts, minlength=len(self.counts)).tolist()
+        pairs = zip(self.counts.items(), partial, strict=True)
+        return {name: epochs * count + more for (name, count), more in pairs}
+
     def _place(self, index: int) -> tuple[int, int]:
-        epoch = index // len(self)
         slot = self._order[index]
         part = bisect_right(self._firsts, slot) - 1
         first, after = self._firsts[part : part + 2]
-        return part, self._chosen[part][self._passes[part][epoch * (after - first) + slot - first]]
-
-
-def _order(length: int, seed: int, use: str) -> grain.MapDataset:
-    """A permutation of range(length) that is computed place by place; beyond its length the next one begins."""
-    return grain.MapDataset.range(length).shuffle(seed=xxhash.xxh32_intdigest(f"{seed}/{use}".encode()))
+        return part, self._chosen[part][self._passes[part][index // len(self) * (after - first) + slot - first]]
 
 
 def _counts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
