@@ -145,6 +145,7 @@ def number(sample):
 
 def test_shards_workers_and_positions_do_not_change_what_is_seen(tmp_path):
     sources = open_sources(write_demo(tmp_path / "root"))
+    assert grain.MapDataset.source(sources["gllava_qa"])[4] == sources["gllava_qa"][0]  # four samples
     dataset = Mixture(sources, [Part(name) for name in SOURCES], seed=5).repeat().map(number)
     whole, _ = batches(dataset, shards=1, workers=0, count=8)
     assert batches(dataset, shards=2, workers=0, count=8)[0] == whole

@@ -25,7 +25,7 @@ def test_ordinary_paths(given, expected):
 BAD = ["", ".", "./", "/etc/passwd", "//host/x", "..", "../x", "a/../../x", "a/..", "./../x", "a\\..\\x", "\\\\host\\x"]
 
 
-@pytest.mark.parametrize("path", [*BAD, "C:x.jpg", "c:/x.jpg", "./C:/x.jpg", "a\0b"])
+@pytest.mark.parametrize("path", [*BAD, "C:x.jpg", "c:/x.jpg", "./C:/x.jpg", "a\0b", "a\ud800.jpg"])
 def test_paths_that_are_refused(path, tmp_path):
     for refuse in (normalise, lambda path: resolve(str(tmp_path), path)):
         with pytest.raises(UserError) as error:

@@ -134,7 +134,7 @@ def _read(place: str, expected: dict) -> Index | None:
             kept, total = header["rows"], header["total"]
             if os.fstat(file.fileno()).st_size != HEADER + kept * ROW.itemsize:
                 return None
-            rows = np.memmap(file, ROW, "r", HEADER, (kept,)) if kept else np.empty(0, ROW)
+            rows = np.asarray(np.memmap(file, ROW, "r", HEADER, (kept,))) if kept else np.empty(0, ROW)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none, or not one of ours
     return Index(rows, total, expected)

@@ -15,8 +15,8 @@ from trol_jax.data.records import check_index
 from trol_jax.errors import UserError
 
 GROUPS = 4  # row groups that are kept decoded, of each file in each process
-LARGEST = 1 << 20  # bytes of a decoded group; a file with larger ones is copied once,
-SMALL = 1 << 17  # with groups of this size: a row is then read in half a millisecond, not in four
+LARGEST = 1 << 18  # bytes of a decoded group; a file with larger ones is copied once,
+SMALL = 1 << 16  # with groups of this size: to read a row takes a hundredth of the time that one of 8 MB takes
 MARK = b"trol_jax.copy_of"
 
 

@@ -8,7 +8,7 @@ import stat
 from trol_jax.errors import UserError
 
 FOLDERS = 1 << 16  # whose place is remembered; all sources together have about 10,000
-UNUSUAL = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\\\0]|^[A-Za-z]:")  # "", "a//b", "./a", "../a", "a\b", "C:a"
+UNUSUAL = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\\\0\ud800-\udfff]|^[A-Za-z]:")  # "", "a//b", "../a", "a\b", "C:a"
 
 
 def normalise(relative: str) -> str:

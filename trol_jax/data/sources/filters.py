@@ -4,7 +4,8 @@ import dataclasses
 import json
 import re
 
-IMAGE = re.compile(rb'(?<!\\)"image"\s*:\s*("(?:[^"\\]|\\.)*")?')  # the key, with its value if that is text
+KEY = b'"image"'
+VALUE = re.compile(rb'\s*:\s*"([^"\\]*)"')  # what follows the key, if it is text without escapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +24,15 @@ class ByPicture:
 
 
 def _picture(row: bytes) -> str:
-    """The path in the field "image", or "" """
-    found = IMAGE.findall(row)
-    if not found:
+    """The path in the field "image", or "". Where the key is there once, at whatever depth, its value says it all."""
+    place = row.find(KEY)
+    if place < 0:
         return ""
     try:
-        if len(found) == 1 and found[0]:
-            return json.loads(found[0])
-        value = json.loads(row).get("image")  # several fields of this name, or no text: seldom, so it may take time
+        value = VALUE.match(row, place + len(KEY))
+        if value and row[place - 1] != ord("\\") and row.find(KEY, place + 1) < 0:
+            return value[1].decode()
+        value = json.loads(row).get("image")
     except ValueError:
         return ""  # damaged; whoever reads the row is told
     if isinstance(value, list):

@@ -6,7 +6,7 @@ Who trains on it cannot report MATH-Vision any more. https://huggingface.co/data
 import re
 from collections.abc import Mapping
 
-from trol_jax.data.sources.sample import ASSISTANT, IMAGE, USER, Sample, field, paths
+from trol_jax.data.sources.sample import ASSISTANT, IMAGE, USER, Sample, field, identity, paths
 from trol_jax.errors import UserError
 
 MARK = re.compile(r"<image\d+>")
@@ -16,7 +16,7 @@ LETTERS = "ABCDEFGHIJ"
 def read(row: Mapping, source: str, number: int) -> Sample:
     question = field(row, "question", str) + _choices(row)
     turns = (USER, _one_mark(question)), (ASSISTANT, field(row, "answer", str))
-    return Sample(source, str(row.get("id", number)), turns, _picture(row))
+    return Sample(source, identity(row, number, "id"), turns, _picture(row))
 
 
 def _choices(row: Mapping) -> str:

@@ -75,7 +75,12 @@ def paths(row: Mapping, name: str = "image") -> tuple[str, ...]:
         raise UserError(f"field {name}: {error}") from None
 
 
-def llava(row: Mapping, source: str, number: int, id: str = "id") -> Sample:
-    """A row of the LLaVA format: id, conversations of {from: human or gpt, value}, and perhaps an image."""
-    identity = str(row.get(id, row.get("id", number)))
-    return Sample(source, identity, conversation(row, "conversations", "from", "value", ROLES), paths(row))
+def identity(row: Mapping, number: int, *names: str) -> str:
+    """The first of the fields that has a value, or the number of the row."""
+    return str(next((row[name] for name in names if row.get(name) is not None), number))
+
+
+def llava(row: Mapping, source: str, number: int) -> Sample:
+    """A row of the LLaVA format: id (idx), conversations of {from: human or gpt, value}, and perhaps an image."""
+    turns = conversation(row, "conversations", "from", "value", ROLES)
+    return Sample(source, identity(row, number, "id", "idx"), turns, paths(row))
