@@ -161,7 +161,7 @@ class Source:
                 blocks, shape = functools.partial(self._blocks, move, which, advance), move.ours[which]
                 if move.rule.by_layer and not (move.is_gate and self.config.shared_gate):
                     shape = (len(move.names), *shape)
-                made[path] = Lazy(shape, kind, blocks)
+                made[path] = Lazy(shape, kind, blocks, move.names[0][0] if len(move.names) == 1 else path)
         if not self.layout.has_gate:
             made |= self._closed_gate(dtype)
         return made
@@ -312,9 +312,7 @@ def to_hf(
     """Checkpoint -> folder in the released layout, which appears when it is whole."""
     export = Export.open(path, dtype)
     model = export.here.model
-    run = export.step_dir.parent if checkpoint.steps_in(export.step_dir.parent) else export.step_dir
-    if files.real(folder).is_relative_to(files.real(run)):
-        raise UserError(f"--dst {folder} is inside the checkpoints {run}; name another")
+    checkpoint.refuse_inside(folder)
     if not model.shared_gate:
         logging.warning("the gate differs by layer: the original PyTorch code loads only the last layer's")
     with files.new_folder(folder) as temporary:
@@ -329,7 +327,7 @@ def to_hf(
             for move, name, array in export.arrays():
                 if move.is_gate:
                     gates[name] = np.empty(array.shape, export.dtypes[move.rule.ours[0]])
-                    assign(gates[name], array)
+                    assign(gates[name], array, name)
                 else:
                     weights.write(name, array)
                     progress(array.size * export.dtypes[move.rule.ours[0]].itemsize, total)

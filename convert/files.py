@@ -179,7 +179,7 @@ class Writer:
             size = part.size * dtype.itemsize
             self._written[0].result()
             memory = self._memory[0] if size <= PIECE else np.empty(size, np.uint8)
-            assign(memory[:size].view(dtype).reshape(part.shape), part)
+            assign(memory[:size].view(dtype).reshape(part.shape), part, name)
             self._written = [self._written[1], self._thread.submit(self._write, memory[:size], offset)]
             self._memory = self._memory[::-1]
             offset += size

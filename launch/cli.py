@@ -1,6 +1,7 @@
 """What every program of this folder does around its job."""
 
 import _thread
+import errno
 import os
 import platform
 import signal
@@ -15,10 +16,14 @@ REQUIRED = []  # flags that may not be empty either
 def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
-    if sys.stdin:
-        sys.stdin.reconfigure(errors="surrogateescape")
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for name, mode, errors in (
+        ("stdin", "r", "surrogateescape"),
+        ("stdout", "w", "backslashreplace"),
+        ("stderr", "w", None),
+    ):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors=errors)
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
@@ -44,6 +49,8 @@ def parse(argv):
         for name in flags.FLAGS:
             getattr(flags.FLAGS[name].value, "keys", None)  # only this makes ml_collections tell of a missing file
         return rest
+    except BrokenPipeError:
+        gone()
     except Exception as error:  # a config file is a program, and may fail in any way
         while error.args and isinstance(error.args[0], Exception):  # ml_collections: AttributeError(KeyError(message))
             error = error.args[0]
@@ -60,9 +67,8 @@ def guarded(main, argv):
         main(argv)
     except errors.UserError as error:
         fail(error)
-    except BrokenPipeError:  # who read the output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except BrokenPipeError:
+        gone()
     except KeyboardInterrupt as error:
         end(*error.args)
     except Exception as error:
@@ -70,7 +76,17 @@ def guarded(main, argv):
             end(CAUGHT[-1])
         if isinstance(error, OSError) and error.filename and error.strerror:
             fail(f"{error.filename}: {error.strerror}")
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            gone(f"error: the output cannot be written: {error.strerror}", 2)
         raise
+
+
+def gone(message: str = "", status: int = 141):
+    """Who read the output has gone, or it can take no more."""
+    if message:
+        print(message, file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 # ---------------------------------------------------------------------- signals
@@ -101,7 +117,8 @@ def again(lost):
 
 
 def end(number: int = signal.SIGINT):
-    fail("terminated" if number == signal.SIGTERM else "interrupted", status=128 + number)
+    print("error: terminated" if number == signal.SIGTERM else "error: interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + number)  # all is cleaned up; a compilation that goes on would crash in an ordinary exit
 
 
 def fail(message, status: int = 2):

@@ -28,8 +28,10 @@ def main(_):
 
     src = pathlib.Path(SRC.value)
     if CHECK.value:
-        if TO.value or DST.value or DRY_RUN.value:
-            raise UserError("--check writes nothing: leave out --to, --dst and --dry_run")
+        if TO.value or DST.value or DRY_RUN.value or DTYPE.value:
+            raise UserError(
+                "--check compares in float32 and writes nothing: leave out --to, --dst, --dtype and --dry_run"
+            )
         report = check.check(src, pathlib.Path(CHECK.value))
         print(check.table(report))
         sys.exit(0 if all(row.passed for row in report) else 1)

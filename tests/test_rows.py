@@ -23,7 +23,7 @@ def test_assign_equals_assignment(shape):
 )
 def test_no_number_becomes_infinite(number, old, new, shape):
     source = np.full(shape, number, jnp.dtype(old)).T
-    with pytest.raises(UserError, match=f"numbers of {old} beyond the range of {new}"):
+    with pytest.raises(UserError, match=f"numbers of {old} in them are beyond the range of {new}"):
         Rows([source] if shape else iter([source])).read_into(np.empty(shape, jnp.dtype(new)).T)
     target = np.empty(shape, jnp.dtype(new))
     assign(target, np.full(shape, np.inf, jnp.dtype(old)))

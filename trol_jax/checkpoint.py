@@ -65,6 +65,7 @@ class Checkpoints:
         self._written.set()
         self._error: UserError | None = None
         self._orbax = ocp.AsyncCheckpointer(_handler())
+        refuse_inside(self.directory.parent)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.directory)
@@ -284,6 +285,14 @@ def steps_in(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+
+
+def refuse_inside(path: str | os.PathLike) -> None:
+    """UserError for a place within a step, or among the steps of a run: what is written there would spoil them."""
+    real = Path(os.path.realpath(path))
+    for folder in (real, *real.parents):
+        if any((each / manifest.FILE).exists() for each in (folder, *(folder / str(i) for i in steps_in(folder)))):
+            raise UserError(f"{path} is inside the checkpoints {folder}; write elsewhere")
 
 
 def lock(directory: Path, shown: Path | None = None) -> int:

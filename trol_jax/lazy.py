@@ -30,6 +30,7 @@ class Lazy:
     shape: tuple[int, ...]
     dtype: np.dtype
     blocks: Callable[[], Iterable[np.ndarray]]
+    name: str = "them"  # for errors
 
     @property
     def size(self) -> int:
@@ -37,7 +38,7 @@ class Lazy:
 
     def make(self) -> np.ndarray:
         array = np.empty(self.shape, self.dtype)
-        Rows(self.blocks()).read_into(array)
+        Rows(self.blocks(), self.name).read_into(array)
         return array
 
 
@@ -78,7 +79,7 @@ class LazyHandler(ocp.type_handlers.NumpyHandler):
                 raise
 
     def _write_pieces(self, value, tspec, ts_context):
-        rows, source = _rows_in_a_piece(value), Rows(value.blocks())
+        rows, source = _rows_in_a_piece(value), Rows(value.blocks(), value.name)
         if value.shape:
             tspec["metadata"]["chunks"] = [rows, *value.shape[1:]]
         store = tensorstore.open(tspec, create=True, open=True, context=ts_context).result()

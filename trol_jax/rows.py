@@ -20,28 +20,38 @@ class Rows:
     fast.
     """
 
-    def __init__(self, blocks: Iterable[np.ndarray]):
-        self._blocks, self._rest = iter(blocks), None
+    def __init__(self, blocks: Iterable[np.ndarray], name: str = "them"):
+        """name: of the array, for errors."""
+        self._blocks, self._rest, self._name = iter(blocks), None, name
 
     def read_into(self, target: np.ndarray) -> None:
         """Fills `target` with the next `len(target)` rows, cast to its dtype. A scalar is its only row."""
         if not target.ndim:
-            assign(target, next(self._blocks))
+            assign(target, next(self._blocks), self._name)
             return
         done = 0
         while done < len(target):
             if self._rest is None or not len(self._rest):
                 self._rest = next(self._blocks)
             part, self._rest = np.split(self._rest, [len(target) - done])
-            assign(target[done : done + len(part)], part)
+            assign(target[done : done + len(part)], part, self._name)
             done += len(part)
 
 
-def assign(target: np.ndarray, source: np.ndarray) -> None:
+def assign(target: np.ndarray, source: np.ndarray, name: str = "them") -> None:
     """target[...] = source, in blocks that stay in the processor's cache where that means to transpose.
 
-    UserError for numbers that the target's dtype cannot hold.
+    UserError for numbers that the target's dtype cannot hold. name: of the array, for that.
     """
+    try:
+        _assign(target, source)
+    except OverflowError:
+        raise UserError(
+            f"numbers of {source.dtype} in {name} are beyond the range of {target.dtype}; choose another --dtype"
+        ) from None
+
+
+def _assign(target: np.ndarray, source: np.ndarray) -> None:
     for split in range(1, source.ndim):
         try:
             flat = np.reshape(source, (math.prod(source.shape[:split]), -1), copy=False)
@@ -62,6 +72,4 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         target[...] = source
     if target.dtype != source.dtype and (infinite := np.isinf(target)).any() and np.isfinite(source[infinite]).any():
-        raise UserError(
-            f"there are numbers of {source.dtype} beyond the range of {target.dtype}; choose another --dtype"
-        )
+        raise OverflowError

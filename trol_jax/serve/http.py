@@ -31,9 +31,13 @@ def url(listener: socket.socket) -> str:
 
 def run(app: FastAPI, served: dict[str, Served], listener: socket.socket) -> None:
     """Until the process gets SIGINT or SIGTERM; closes the servers."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, and then hands the signal on to this
-        signal.signal(number, lambda *_: None)
-    Server(app, served).run(sockets=[listener])
+    server = Server(app, served)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # before uvicorn listens to them; in the end it hands them on to this
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
