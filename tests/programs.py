@@ -142,6 +142,7 @@ def _run(code: str, arguments: list[str], environment: dict[str, str], folder: s
         file = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    sys.stdin = open(0)  # noqa: SIM115 (that of the forking process has been read from)
     sys.argv = ["-c", *arguments]
     os.environ.update(environment)
     exec(compile(code, "<program>", "exec"), {"__name__": "__main__"})

@@ -147,7 +147,7 @@ def test_searched_and_drawn_answers_do_not_depend_on_the_batch_either(answerer, 
     ("options", "message"),
     [
         ({"beams": 0}, "beams is 0, must be at least 1"),
-        ({"temperature": -1.0}, "temperature is -1.0, must be 0 or more"),
+        ({"temperature": -1.0}, "temperature is -1.0, must be between 0 and 1e6"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 1.5}, "top_p is 1.5, must be between 0 and 1"),
         ({"top_k": -1}, "top_k is -1"),

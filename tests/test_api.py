@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import openai
@@ -224,7 +225,7 @@ def test_an_answer_is_as_long_as_fits_unless_the_request_says(endless):
         ({"messages": [ASK | {"content": " "}]}, 400, "invalid_value", "the question is empty"),
         ({"messages": [ASK | {"content": [{"type": "text"}]}]}, 400, "invalid_value", "must hold text"),
         ({"messages": [ASK | {"content": [{"type": "input_audio"}]}]}, 400, "invalid_value", "'text' or 'image_url'"),
-        ({"temperature": -1}, 400, None, "temperature is -1.0, must be 0 or more"),
+        ({"temperature": -1}, 400, None, "temperature is -1.0, must be between 0 and 1e6"),
         ({"top_p": 2}, 400, None, "top_p is 2.0"),
         ({"max_tokens": 0}, 400, "invalid_value", "max_tokens: input should be greater than or equal to 1"),
         ({"max_tokens": "9"}, 400, "invalid_value", "max_tokens: input should be a valid integer"),
@@ -263,7 +264,8 @@ def test_what_changes_nothing_is_ignored(nano):
     plain = nano.ask(ASK, max_tokens=5).choices[0].message
     back = plain.model_dump()  # null in many fields
     got = nano.ask(ASK, back, ASK, max_tokens=5, n=1, frequency_penalty=0, logprobs=False, user="me", tools=[])
-    assert got.choices[0].finish_reason
+    asked = [ASK, {"role": "assistant", "content": plain.content}, ASK | {"name": "me"}]
+    assert got.choices[0].message.content == nano.ask(*asked, max_tokens=5).choices[0].message.content
 
 
 def test_a_large_body_is_refused(answerer):
@@ -340,6 +342,13 @@ def test_a_full_queue_says_so(slow):
         assert waits.result().usage.completion_tokens == 1
 
 
+def test_a_long_text_is_refused_before_it_is_read(nano, monkeypatch):
+    monkeypatch.setattr(Answerer, "prompt", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(openai.BadRequestError, match="letters take more than 128 tokens, of 128 that fit") as raised:
+        nano.ask(ASK | {"content": "x" * (16 * LENGTH + 1)})
+    assert raised.value.code == "context_length_exceeded"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(slow, stream):
     def leave(load):
@@ -410,24 +419,28 @@ def test_a_broken_engine_is_told_to_everyone(answerer, monkeypatch):
 
 
 @contextlib.contextmanager
-def serve(*arguments):
-    program = Program(programs.launch("serve"), *arguments, TROL_API_KEY="secret")
+def serve(*arguments, program="serve"):
+    program = Program(programs.launch(program), *arguments, TROL_API_KEY="secret")
     try:
         yield program
     finally:
         program.send_signal(signal.SIGKILL)
 
 
-def test_the_program_serves_until_it_is_told_to_end(tmp_path):
+def test_the_programs_serve_until_they_are_told_to_end(tmp_path):
     with fixtures.nano_variants():
         run = f"--checkpoint={fixtures.save_run(tmp_path / 'nano')}"
-    with serve(run, "--port=0") as one, serve(run, "--port=0") as other:
+    with serve(run, "--port=0") as one, serve(run, "--port=0", program="demo") as other:
         for program, number in ((one, signal.SIGINT), (other, signal.SIGTERM)):
             program.wait_for(len("nano at http://127.0.0.1:1/v1\n"))
             ready, _ = program.said()
             assert ready.startswith("nano at http://127.0.0.1:")
-            with openai.OpenAI(base_url=ready.split()[-1], api_key="secret") as client:
+            address = ready.split()[-1].removesuffix("/v1")
+            with openai.OpenAI(base_url=f"{address}/v1", api_key="secret") as client:
                 assert [model.id for model in client.models.list()] == ["nano"]
+            if program is other:
+                page = urllib.request.urlopen(address, timeout=30).read().decode()
+                assert "auth_required" in page
             program.send_signal(number)
             assert program.wait(timeout=60) == (0, ready, "")
 

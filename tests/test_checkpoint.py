@@ -25,6 +25,7 @@ from programs import Program
 from trol_jax import checkpoint
 from trol_jax.checkpoint import Checkpoints, read_config, read_file, resolve, restore, restore_params, verify
 from trol_jax.errors import UserError
+from trol_jax.lazy import Lazy
 
 DATA, CONFIG = {"next": 12}, {"variant": "tiny", "rate": 1e-3}
 
@@ -175,7 +176,7 @@ def test_files_may_lie_in_a_folder(tmp_path):
 
 def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
     """One after the other, in pieces; read back by rows, sharded and cast."""
-    monkeypatch.setattr(checkpoint, "PIECE", 40)
+    monkeypatch.setattr("trol_jax.lazy.PIECE", 40)
     folder = tmp_path / "c ü%41#?"  # no part of a URL
     shapes = {"a": (8, 6), "bb": (), "ccc": (3, 4), "dddd": (8,), "e": (7, 2, 5)}
     arrays = {n: np.random.default_rng(0).normal(size=s).astype(np.float16) for n, s in shapes.items()}
@@ -187,7 +188,7 @@ def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
             made.append(name)
             yield array[start : start + 3] if array.ndim else array
 
-    lazy = {n: checkpoint.Lazy(s, np.dtype(np.float16), functools.partial(blocks, n)) for n, s in shapes.items()}
+    lazy = {n: Lazy(s, np.dtype(np.float16), functools.partial(blocks, n)) for n, s in shapes.items()}
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(0, {"params": lazy}, data_state=None, config=None)
     assert sorted(made) == [*"aaa", "bb", "ccc", *["dddd"] * 3, *"eee"]
@@ -215,7 +216,7 @@ def test_an_array_that_cannot_be_made_leaves_nothing(tmp_path):
     def fail():
         raise OSError(5, "Input/output error")
 
-    lazy = {"a": checkpoint.Lazy((2,), np.dtype(np.float16), fail)}
+    lazy = {"a": Lazy((2,), np.dtype(np.float16), fail)}
     with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="Input/output error"):
         checkpoints.save(0, {"params": lazy}, data_state=None, config=None)
     assert not list((tmp_path / "c").iterdir())

@@ -6,6 +6,7 @@ import shutil
 import signal
 import zipfile
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -22,6 +23,7 @@ from programs import Program
 from trol_jax import checkpoint, saved
 from trol_jax.errors import UserError
 from trol_jax.models import variants
+from trol_jax.models.trol import TroL, abstract_params
 
 LAYER = {"internlm2": "model.layers.1.attention.wo.ffn.weight",
          "phi3": "language_model.model.layers.1.self_attn.qkv_proj.weight"}  # fmt: skip
@@ -433,6 +435,19 @@ def test_a_conversion_that_is_stopped_leaves_nothing(family, released, ours, tmp
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("family", ["phi3"], indirect=True)
+def test_an_import_that_is_stopped_at_its_end_leaves_nothing(released, tmp_path):
+    late = (
+        "import os, signal, time; from trol_jax import manifest; write = manifest.write\n"
+        "def slow(*args, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); write(*args, **options)\n"
+        f"manifest.write = slow\n{programs.launch('convert')}"
+    )
+    status, _, err = Program(late, "--to=jax", f"--src={released}", f"--dst={tmp_path / 'new'}").wait()
+    assert status == 143 and err.rstrip().endswith("error: terminated"), err
+    assert not (tmp_path / "new").exists()
+
+
 def test_two_exports_into_one_folder(released, ours, tmp_path):
     with files.new_folder(tmp_path / "back") as first:
         (first / "file").write_text("of the first")
@@ -442,8 +457,14 @@ def test_two_exports_into_one_folder(released, ours, tmp_path):
 
 
 def test_where_an_export_may_go(released, ours, tmp_path):
-    with pytest.raises(UserError, match="is inside the checkpoint"):
-        engine.to_hf(ours, ours / "checkpoints" / "0" / "hf")
+    for inside in ("checkpoints/0/hf", "checkpoints/7"):
+        with pytest.raises(UserError, match="is inside the checkpoints"):
+            engine.to_hf(ours, ours / inside)
+        with pytest.raises(UserError, match="is inside the checkpoints"):
+            engine.to_jax(released, ours / inside)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+        engine.to_jax(released, tmp_path / "loop")
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     engine.to_hf(ours, tmp_path / "link")
@@ -455,12 +476,24 @@ def test_where_an_export_may_go(released, ours, tmp_path):
 @pytest.mark.parametrize("family", ["internlm2"], indirect=True)
 def test_numbers_beyond_a_dtype_are_not_made_infinite(released, tmp_path, name):
     rewrite(released, lambda tensors: tensors.update({name: tensors[name] * np.float32(1e9)}))
-    with pytest.raises(UserError, match="numbers of float32 beyond the range of float16; choose another --dtype"):
+    with pytest.raises(
+        UserError, match=r"numbers of float32 in .* are beyond the range of float16; choose another --dtype"
+    ):
         engine.to_jax(released, tmp_path / "half", np.dtype(np.float16))
     engine.to_jax(released, tmp_path / "ours")
-    with pytest.raises(UserError, match="beyond the range of float16"):
+    with pytest.raises(UserError, match=f"numbers of float32 in {name} are beyond the range of float16"):
         engine.to_hf(tmp_path / "ours", tmp_path / "back", np.dtype(np.float16))
     assert not (tmp_path / "half").exists() and not (tmp_path / "back").exists()
+
+
+def test_a_gate_beyond_a_dtype_is_not_made_infinite(ours, tmp_path):
+    step_dir = ours / "checkpoints" / "0"
+    state = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(TroL(saved.read(step_dir).model))))
+    state["decoder"]["gate_bias"] = jnp.full_like(state["decoder"]["gate_bias"], 1e6)
+    with checkpoint.Checkpoints(tmp_path / "large" / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": state}, data_state=None, config=None, files=saved.read(step_dir).files())
+    with pytest.raises(UserError, match="beyond the range of float16"):
+        engine.to_hf(tmp_path / "large", tmp_path / "back", np.dtype(np.float16))
 
 
 def test_a_tokeniser_of_other_weights_is_told(released, tmp_path, caplog):
