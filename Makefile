@@ -8,7 +8,7 @@ START := $(shell date +%s)
 # XLA runs programs this small on one core. Two devices, over which the batch is split as over any others, use two.
 export JAX_NUM_CPU_DEVICES ?= 2
 
-.PHONY: help quickstart smoke test lint clean
+.PHONY: help quickstart smoke test proof lint clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,7 +27,10 @@ smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is remo
 	echo "make smoke: $$(($$(date +%s) - $(START))) s in all"
 
 test: $(INSTALLED) ## run the tests
-	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+proof: $(INSTALLED) ## run the tests that take minutes: every sharding against one device, several processes
+	$(RUN) -m pytest -n 2 --no-loadscope-reorder -m slow
 
 lint: $(INSTALLED) ## check style and formatting
 	$(RUN) -m ruff check .

@@ -26,7 +26,7 @@ from trol_jax.infer.engine import Engine, padded
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig, get_variant
-from trol_jax.ops.quantization import product
+from trol_jax.ops.linear import product
 
 VARIANT = flags.DEFINE_string("variant", "trol_1_8b", "Size of the model.")
 LAYERS = flags.DEFINE_integer("layers", 0, "Layers of the decoder and of the tower at most; 0 = all.", lower_bound=0)
@@ -34,6 +34,8 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is 
 KIND = flags.DEFINE_enum("weights", None, weights.KINDS, "Weights on the device; by default as computed in.")
 CACHE = flags.DEFINE_enum("cache", None, ["float32", "bfloat16", "int8"], "Cache; by default as computed in.")
 BATCH = flags.DEFINE_list("batch", ["1"], "Answers side by side.")
+COUNTS = (lambda given: given and all(each.isdecimal() and int(each) for each in given)), "give it as 1,8"
+flags.register_validator("batch", *COUNTS)
 WORDS = flags.DEFINE_integer("words", 64, "Tokens of the prompt beside those of one picture.", lower_bound=1)
 CHUNK = flags.DEFINE_integer("chunk", 8, "Tokens decoded between two looks.", lower_bound=1)
 REPEAT = flags.DEFINE_integer("repeat", 5, "Measurements of each, of which the median counts.", lower_bound=1)

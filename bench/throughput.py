@@ -21,6 +21,7 @@ from trol_jax.models.variants import get_variant
 flags.set_default(infer.VARIANT, "tiny_phi3")
 REQUESTS = flags.DEFINE_integer("requests", 64, "How many.", lower_bound=1)
 SLOTS = flags.DEFINE_list("slots", ["8", "16", "32"], "Answers side by side.")
+flags.register_validator("slots", *infer.COUNTS)
 
 
 def run() -> None:

@@ -45,6 +45,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.system = ""
     config.data.workers = 0
 
+    config.parameters = ((".*", "train"),)
+    config.lora = ml_collections.ConfigDict()
+    config.lora.rank = 0
+    config.lora.alpha = 0.0
+
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.lr = 1e-3
     config.optimizer.lr_end = 2e-5

@@ -27,7 +27,10 @@ from trol_jax.models.trol import TroL
 from trol_jax.ops.image import grow_position_table, normalize, pixel_shuffle
 from trol_jax.ops.losses import next_token_loss
 
-_OUTPUT = re.compile(r"^train\.grad\.|\.(hidden|k|v)\.\d+$|\.logits$|\.beams\d+\.(tokens|score)$")
+_OUTPUT = re.compile(
+    r"resized_position_embedding|vision_features|projected|train\.(loss|grad\..+)|"
+    r".+\.((hidden|k|v)\.\d+|logits|beams\d+\.(tokens|score))"
+)
 SIMPLE, COMPOSITE = 1e-5, 1e-4  # of the largest recorded value: one function, or a chain of layers
 
 
@@ -93,7 +96,7 @@ def _first(rows: list[Row]) -> Row:
 class _Check:
     def __init__(self, source: engine.Source, recorded: Mapping[str, np.ndarray]):
         self.source, self.config, self.recorded, self.names = source, source.config, recorded, set(recorded)
-        self.left = {name for name in self.names if _OUTPUT.search(name)}
+        self.left = {name for name in self.names if _OUTPUT.fullmatch(name)}
         self.model = TroL(source.config)
         arrays = source.arrays(np.dtype(np.float32), lambda done, total: None)
         params = unflatten_dict({path: jnp.asarray(lazy.make()) for path, lazy in arrays.items()}, sep="/")
@@ -110,8 +113,8 @@ class _Check:
             yield from self.generation(beams, sorted(case for n, case in generated if n == beams))
         if "train.labels" in self.names:
             yield from self.training()
-        for name in sorted(self.left):  # a gradient or a layer that this model does not have
-            yield Row(f"{name} (not of this model)", np.inf, COMPOSITE)
+        for name in sorted(self.left):
+            yield Row(f"{name} (not of this model, or recorded without its inputs)", np.inf, COMPOSITE)
 
     def compare(self, name: str, mine, tolerance: float, where=..., layer: int | None = None) -> Iterator[Row]:
         if name in self.names:
@@ -130,10 +133,8 @@ class _Check:
             grown = grow_position_table(jnp.asarray(self.recorded["clip.orig_position_embedding"]), side)
             yield from self.compare("resized_position_embedding", grown, SIMPLE)
         if "images_uint8" in self.names:
-            pixels = jnp.asarray(self.recorded["images_uint8"].transpose(0, 2, 3, 1))
-            pixels = normalize(pixels, self.config.vision.mean, self.config.vision.std)
-            yield from self.compare("pixel_values", pixels.transpose(0, 3, 1, 2), SIMPLE)
-        if "pixel_values" in self.names:
+            yield from self.compare("pixel_values", self.normalized.transpose(0, 3, 1, 2), SIMPLE)
+        if self.names & {"pixel_values", "images_uint8"}:
             features = self.apply(self.tiles, method="patches")
             if self.config.shuffle > 1:
                 features = pixel_shuffle(features, self.config.shuffle)
@@ -141,7 +142,14 @@ class _Check:
             yield from self.compare("projected", self.apply(self.tiles, method="encode_images"), SIMPLE)
 
     @functools.cached_property
+    def normalized(self) -> jax.Array:
+        pixels = jnp.asarray(self.recorded["images_uint8"].transpose(0, 2, 3, 1))
+        return normalize(pixels, self.config.vision.mean, self.config.vision.std)
+
+    @functools.cached_property
     def tiles(self) -> jax.Array:
+        if "pixel_values" not in self.names and "images_uint8" in self.names:
+            return self.normalized
         return jnp.asarray(self.recorded["pixel_values"].transpose(0, 2, 3, 1))
 
     def counts(self, tokens: np.ndarray) -> np.ndarray:

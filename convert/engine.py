@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from convert import clip, files, gate, hf_config, internlm2, phi3, tokenizer, to
 from convert.rules import Rule
 from trol_jax import checkpoint, saved
 from trol_jax.errors import UserError
+from trol_jax.lazy import Lazy
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig
+from trol_jax.rows import assign
 
 CONFIG = "config.json"
 # Released files that are kept beside converted weights, and given back with them.
@@ -148,7 +151,7 @@ class Source:
         config = dataclasses.replace(config, shared_gate=_shared(plan, stored))
         return cls(folder, layout, config, plan, stored, row_numbers is not None)
 
-    def arrays(self, dtype: np.dtype | None, progress: Callable[[int, int], None]) -> dict[str, checkpoint.Lazy]:
+    def arrays(self, dtype: np.dtype | None, progress: Callable[[int, int], None]) -> dict[str, Lazy]:
         """Our arrays by path, each made when it is written. dtype: None = as they are."""
         made, total = {}, sum(math.prod(each.shape) * each.dtype.itemsize for each in self.stored.values())
         advance = lambda done: progress(done, total)  # noqa: E731
@@ -158,7 +161,7 @@ class Source:
                 blocks, shape = functools.partial(self._blocks, move, which, advance), move.ours[which]
                 if move.rule.by_layer and not (move.is_gate and self.config.shared_gate):
                     shape = (len(move.names), *shape)
-                made[path] = checkpoint.Lazy(shape, kind, blocks)
+                made[path] = Lazy(shape, kind, blocks, move.names[0][0] if len(move.names) == 1 else path)
         if not self.layout.has_gate:
             made |= self._closed_gate(dtype)
         return made
@@ -172,14 +175,11 @@ class Source:
             advance(one.nbytes * copies)
             yield one[None] if move.rule.by_layer and copies == 1 else one
 
-    def _closed_gate(self, dtype) -> dict[str, checkpoint.Lazy]:
+    def _closed_gate(self, dtype) -> dict[str, Lazy]:
         """A fresh gate, as a new model has it: zeros, so that both passes count alike at first."""
         kind = dtype or next(iter(self.stored.values())).dtype
         shapes = {"decoder/gate_kernel": (self.config.decoder.width,), "decoder/gate_bias": ()}
-        return {
-            path: checkpoint.Lazy(shape, kind, lambda shape=shape: [np.zeros(shape, kind)])
-            for path, shape in shapes.items()
-        }
+        return {path: Lazy(shape, kind, lambda shape=shape: [np.zeros(shape, kind)]) for path, shape in shapes.items()}
 
 
 def _gates(folder: Path) -> dict[str, files.Stored]:
@@ -211,7 +211,7 @@ def to_jax(
     dtype: what to cast to; None = every tensor keeps its own.
     """
     source = Source.open(folder)
-    if directory.resolve() == folder.resolve():
+    if files.real(directory) == files.real(folder):
         raise UserError(f"--src and --dst are both {folder}; name another --dst")
     if checkpoint.steps_in(directory / checkpoint.CHECKPOINTS):
         raise UserError(f"{directory} holds checkpoints already; name another --dst, or remove it")
@@ -233,7 +233,12 @@ def to_jax(
     tree = {"params": unflatten_dict(source.arrays(dtype, progress), sep="/")}
     where = directory / checkpoint.CHECKPOINTS
     with files.new_folders(where), checkpoint.Checkpoints(where) as checkpoints:
-        checkpoints.save(0, tree, data_state=None, config=None, files=here.files())
+        try:
+            checkpoints.save(0, tree, data_state=None, config=None, files=here.files())
+            checkpoints.wait()
+        except BaseException:  # the user's interrupt may come when all but the last steps are done
+            shutil.rmtree(where / "0", ignore_errors=True)
+            raise
     return source.config
 
 
@@ -262,7 +267,7 @@ class Export:
     @classmethod
     def open(cls, path: Path, dtype: np.dtype | None = None) -> "Export":
         step_dir = checkpoint.resolve(path)
-        here = saved.read(step_dir)
+        here = saved.read_whole(step_dir)
         layout = next(layout for layout in LAYOUTS if layout.family == here.model.family and layout.has_gate)
         stored = {path: np.dtype(leaf.dtype) for path, leaf in checkpoint.arrays_in(step_dir, "params/").items()}
         dtypes = {path: dtype or own for path, own in stored.items()}
@@ -307,8 +312,7 @@ def to_hf(
     """Checkpoint -> folder in the released layout, which appears when it is whole."""
     export = Export.open(path, dtype)
     model = export.here.model
-    if folder.resolve().is_relative_to(export.step_dir.resolve()):
-        raise UserError(f"--dst {folder} is inside the checkpoint {export.step_dir}; name another")
+    checkpoint.refuse_inside(folder)
     if not model.shared_gate:
         logging.warning("the gate differs by layer: the original PyTorch code loads only the last layer's")
     with files.new_folder(folder) as temporary:
@@ -322,7 +326,8 @@ def to_hf(
                 weights.write(clip.ROW_NUMBERS, np.arange(model.vision.patches + 1)[None])
             for move, name, array in export.arrays():
                 if move.is_gate:
-                    gates[name] = array.astype(export.dtypes[move.rule.ours[0]])
+                    gates[name] = np.empty(array.shape, export.dtypes[move.rule.ours[0]])
+                    assign(gates[name], array, name)
                 else:
                     weights.write(name, array)
                     progress(array.size * export.dtypes[move.rule.ours[0]].itemsize, total)
@@ -346,7 +351,8 @@ def _by_layer(item) -> tuple[int, bool]:
 def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
     """What `to_jax` or `to_hf` would do, a line a released tensor: name, ours, shape, dtypes, bytes, transform."""
     arrow = "->" if to == "jax" else "<-"
-    config, plan, kind = _plan_of(to, src, dtype)
+    config, plan, kind, numbered = _plan_of(to, src, dtype)
+    rows = config.vision.patches + 1 if numbered else 0
     lines, total = [], 0
     for move in plan:
         stacked = move.rule.by_layer and not (move.is_gate and config.shared_gate)
@@ -361,19 +367,25 @@ def describe(to: str, src: Path, dtype: np.dtype | None = None) -> str:
                     f"{name} {arrow} {ours}  {here}{list(shape)}{cast}  {size:,} bytes  {move.rule.transform.name}"
                 )
     fresh = [] if any(move.is_gate for move in plan) else ["a fresh gate -> decoder/gate_kernel, decoder/gate_bias"]
+    if rows:
+        lines.append(f"{clip.ROW_NUMBERS} {arrow} counted anew  int64[1, {rows}]  {8 * rows:,} bytes")
+        total += 8 * rows
     return "\n".join([*lines, *fresh, f"{len(lines):,} tensors, {total:,} bytes; nothing was written"])
 
 
 def _plan_of(to: str, src: Path, dtype: np.dtype | None):
-    """(sizes, moves, a function of a move and a tensor's name: its dtype and the one that it gets)."""
+    """(sizes, moves, a function of a move and a tensor's name: its dtype and the one that it gets, and whether the row
+    numbers are among the released tensors).
+    """
     if to == "jax":
         source = Source.open(src)
         stored = source.stored
-        return source.config, source.plan, lambda move, name: (stored[name].dtype, dtype or stored[name].dtype)
+        kind = lambda move, name: (stored[name].dtype, dtype or stored[name].dtype)  # noqa: E731
+        return source.config, source.plan, kind, source.row_numbers
     export = Export.open(src, dtype)
 
     def kind(move, name):
         path = move.rule.ours[0]
         return export.stored[path], export.dtypes[path]
 
-    return export.here.model, export.plan, kind
+    return export.here.model, export.plan, kind, _ROWS in export.here.released

@@ -78,12 +78,12 @@ def _read(path: Path) -> dict[str, Stored]:
     if path.suffix == ".bin":
         return {name: Stored(a.shape, a.dtype, path, -1, a) for name, a in torch_files.read(path).items()}
     try:
-        with safe_open(path, framework="numpy"):
-            pass  # the library checks the header: sizes, holes, overlaps, names that occur twice
-        with path.open("rb") as file:
+        with path.open("rb") as file, safe_open(path, framework="numpy"):  # the library checks sizes, holes, overlaps
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a sound safetensors file: {error}; download it again") from error
     header.pop("__metadata__", None)
     if unknown := sorted({entry["dtype"] for entry in header.values()} - set(DTYPES)):
@@ -179,7 +179,7 @@ class Writer:
             size = part.size * dtype.itemsize
             self._written[0].result()
             memory = self._memory[0] if size <= PIECE else np.empty(size, np.uint8)
-            assign(memory[:size].view(dtype).reshape(part.shape), part)
+            assign(memory[:size].view(dtype).reshape(part.shape), part, name)
             self._written = [self._written[1], self._thread.submit(self._write, memory[:size], offset)]
             self._memory = self._memory[::-1]
             offset += size
@@ -191,6 +191,11 @@ class Writer:
             done = os.pwrite(self._file.fileno(), content, offset)
             content, offset = content[done:], offset + done
         os.fdatasync(self._file.fileno())  # the disk works while the next piece is made
+
+
+def real(path: Path) -> Path:
+    """Without links, where they lead anywhere."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager
@@ -209,7 +214,7 @@ def new_folders(path: Path):
 @contextmanager
 def new_folder(path: Path):
     """A folder that gets its name when everything in it is written; nothing is left of one that fails."""
-    path = path.resolve()
+    path = real(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty; name another, or remove it")
     leftover = re.compile(re.escape(path.name) + r"\.tmp-convert-[0-9a-f]{8}")

@@ -90,7 +90,7 @@ class _Fields:
 
     def inner(self, name: str) -> "_Fields":
         self.taken.add(name)
-        return _Fields(self.raw.get(name) or {}, f"{self.place}.{name}")
+        return _Fields(self.raw[name] if self.raw.get(name) is not None else {}, f"{self.place}.{name}")
 
     def finish(self) -> list[str]:
         unknown = sorted(set(self.raw) - self.taken - WITHOUT_EFFECT)

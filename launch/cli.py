@@ -1,9 +1,12 @@
 """What every program of this folder does around its job."""
 
+import _thread
+import errno
 import os
 import platform
 import signal
 import sys
+import threading
 
 from absl import app, flags, logging
 
@@ -13,7 +16,14 @@ REQUIRED = []  # flags that may not be empty either
 def run(main, required: list[str]) -> None:
     """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
-    signal.signal(signal.SIGTERM, terminated)
+    for name, mode, errors in (
+        ("stdin", "r", "surrogateescape"),
+        ("stdout", "w", "backslashreplace"),
+        ("stderr", "w", None),
+    ):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors=errors)
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
     app.run(lambda argv: guarded(main, argv), flags_parser=parse)
@@ -39,6 +49,8 @@ def parse(argv):
         for name in flags.FLAGS:
             getattr(flags.FLAGS[name].value, "keys", None)  # only this makes ml_collections tell of a missing file
         return rest
+    except BrokenPipeError:
+        gone()
     except Exception as error:  # a config file is a program, and may fail in any way
         while error.args and isinstance(error.args[0], Exception):  # ml_collections: AttributeError(KeyError(message))
             error = error.args[0]
@@ -46,20 +58,67 @@ def parse(argv):
 
 
 def guarded(main, argv):
-    from trol_jax.errors import UserError
+    from trol_jax import checkpoint, errors  # noqa: F401  (nothing is to be cleaned up yet if a signal ends the import)
 
+    listen()
     if len(argv) > 1:
         fail(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
     try:
         main(argv)
-    except UserError as error:
+    except errors.UserError as error:
         fail(error)
+    except BrokenPipeError:
+        gone()
     except KeyboardInterrupt as error:
-        fail("terminated" if error.args else "interrupted", status=143 if error.args else 130)
+        end(*error.args)
+    except Exception as error:
+        if CAUGHT:  # what it fell into made something else of it
+            end(CAUGHT[-1])
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            fail(f"{error.filename}: {error.strerror}")
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            gone(f"error: the output cannot be written: {error.strerror}", 2)
+        raise
 
 
-def terminated(number, frame):
-    raise KeyboardInterrupt(number)  # what an interrupt cleans up is cleaned up
+def gone(message: str = "", status: int = 141):
+    """Who read the output has gone, or it can take no more."""
+    if message:
+        print(message, file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+# ---------------------------------------------------------------------- signals
+CAUGHT = []  # numbers of those that came
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs are imported, which cannot be interrupted in Python
+
+
+def listen() -> None:
+    """From now on SIGINT and SIGTERM raise KeyboardInterrupt: what an interrupt cleans up is cleaned up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, caught)
+    signal.signal(signal.SIGTERM, caught)
+    sys.unraisablehook = again
+
+
+def caught(number, frame):
+    CAUGHT.append(number)
+    raise KeyboardInterrupt(number)
+
+
+def again(lost):
+    """An exception that Python has to ignore, as in a callback of its garbage collector; signals are sent once more."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main, lost.exc_value.args).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def end(number: int = signal.SIGINT):
+    print("error: terminated" if number == signal.SIGTERM else "error: interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + number)  # all is cleaned up; a compilation that goes on would crash in an ordinary exit
 
 
 def fail(message, status: int = 2):

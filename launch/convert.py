@@ -13,7 +13,7 @@ from launch import cli
 
 TO = flags.DEFINE_enum("to", None, ["jax", "hf"], "What to write: a checkpoint of ours, or the released layout.")
 SRC = flags.DEFINE_string("src", None, "What to read.")
-DST = flags.DEFINE_string("dst", None, "Directory to write: a new or an empty one.")
+DST = flags.DEFINE_string("dst", None, "Directory to write: without checkpoints (jax), a new or an empty one (hf).")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Cast to it; by default nothing is cast.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would become of each tensor, and stop.")
 CHECK = flags.DEFINE_string("check", None, "Recorded inputs and outputs of the original (.npz) to compare with.")
@@ -28,6 +28,10 @@ def main(_):
 
     src = pathlib.Path(SRC.value)
     if CHECK.value:
+        if TO.value or DST.value or DRY_RUN.value or DTYPE.value:
+            raise UserError(
+                "--check compares in float32 and writes nothing: leave out --to, --dst, --dtype and --dry_run"
+            )
         report = check.check(src, pathlib.Path(CHECK.value))
         print(check.table(report))
         sys.exit(0 if all(row.passed for row in report) else 1)

@@ -44,6 +44,10 @@ def main(_):
         raise UserError("--image is empty; name a picture, or leave it out")
     if QUESTION.value is not None and not QUESTION.value.strip():
         raise UserError("--question is empty; write one")
+    if (TOP_K.value or TOP_P.value != 1) and not TEMPERATURE.value:
+        raise UserError("--top_k and --top_p choose what is drawn from; give a --temperature, or leave them out")
+    if ANSWERS.value is not None and QUESTIONS.value is None:
+        raise UserError("--answers goes with --questions; an answer to --question or --chat is printed")
     decoding = Decoding(
         beams=BEAMS.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, seed=SEED.value
     )

@@ -8,14 +8,11 @@ import dataclasses
 import http.client
 import io
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
+import urllib.request
 
 import numpy as np
 import openai
@@ -24,13 +21,14 @@ import uvicorn
 from PIL import Image
 
 import fixtures
+import programs
+from programs import Program
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.engine import Engine
 from trol_jax.serve import api
 from trol_jax.serve.models import Served
 
-ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 128
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 ASK = {"role": "user", "content": "what color is it?"}
@@ -227,7 +225,7 @@ def test_an_answer_is_as_long_as_fits_unless_the_request_says(endless):
         ({"messages": [ASK | {"content": " "}]}, 400, "invalid_value", "the question is empty"),
         ({"messages": [ASK | {"content": [{"type": "text"}]}]}, 400, "invalid_value", "must hold text"),
         ({"messages": [ASK | {"content": [{"type": "input_audio"}]}]}, 400, "invalid_value", "'text' or 'image_url'"),
-        ({"temperature": -1}, 400, None, "temperature is -1.0, must be 0 or more"),
+        ({"temperature": -1}, 400, None, "temperature is -1.0, must be between 0 and 1e6"),
         ({"top_p": 2}, 400, None, "top_p is 2.0"),
         ({"max_tokens": 0}, 400, "invalid_value", "max_tokens: input should be greater than or equal to 1"),
         ({"max_tokens": "9"}, 400, "invalid_value", "max_tokens: input should be a valid integer"),
@@ -266,7 +264,8 @@ def test_what_changes_nothing_is_ignored(nano):
     plain = nano.ask(ASK, max_tokens=5).choices[0].message
     back = plain.model_dump()  # null in many fields
     got = nano.ask(ASK, back, ASK, max_tokens=5, n=1, frequency_penalty=0, logprobs=False, user="me", tools=[])
-    assert got.choices[0].finish_reason
+    asked = [ASK, {"role": "assistant", "content": plain.content}, ASK | {"name": "me"}]
+    assert got.choices[0].message.content == nano.ask(*asked, max_tokens=5).choices[0].message.content
 
 
 def test_a_large_body_is_refused(answerer):
@@ -343,6 +342,13 @@ def test_a_full_queue_says_so(slow):
         assert waits.result().usage.completion_tokens == 1
 
 
+def test_a_long_text_is_refused_before_it_is_read(nano, monkeypatch):
+    monkeypatch.setattr(Answerer, "prompt", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(openai.BadRequestError, match="letters take more than 128 tokens, of 128 that fit") as raised:
+        nano.ask(ASK | {"content": "x" * (16 * LENGTH + 1)})
+    assert raised.value.code == "context_length_exceeded"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(slow, stream):
     def leave(load):
@@ -413,32 +419,33 @@ def test_a_broken_engine_is_told_to_everyone(answerer, monkeypatch):
 
 
 @contextlib.contextmanager
-def serve(*arguments):
-    code = "import fixtures, runpy\nwith fixtures.nano_variants(): "
-    code += "runpy.run_module('launch.serve', run_name='__main__', alter_sys=True)"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TROL_API_KEY": "secret"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **pipes) as program:
-        try:
-            yield program
-        finally:
-            program.kill()
+def serve(*arguments, program="serve"):
+    program = Program(programs.launch(program), *arguments, TROL_API_KEY="secret")
+    try:
+        yield program
+    finally:
+        program.send_signal(signal.SIGKILL)
 
 
-def test_the_program_serves_until_it_is_told_to_end(tmp_path):
+def test_the_programs_serve_until_they_are_told_to_end(tmp_path):
     with fixtures.nano_variants():
         run = f"--checkpoint={fixtures.save_run(tmp_path / 'nano')}"
-    with serve(run, "--port=0") as one, serve(run, "--port=0") as other:
+    with serve(run, "--port=0") as one, serve(run, "--port=0", program="demo") as other:
         for program, number in ((one, signal.SIGINT), (other, signal.SIGTERM)):
-            ready = program.stdout.readline()
+            program.wait_for(len("nano at http://127.0.0.1:1/v1\n"))
+            ready, _ = program.said()
             assert ready.startswith("nano at http://127.0.0.1:")
-            with openai.OpenAI(base_url=ready.split()[-1], api_key="secret") as client:
+            address = ready.split()[-1].removesuffix("/v1")
+            with openai.OpenAI(base_url=f"{address}/v1", api_key="secret") as client:
                 assert [model.id for model in client.models.list()] == ["nano"]
+            if program is other:
+                page = urllib.request.urlopen(address, timeout=30).read().decode()
+                assert "auth_required" in page
             program.send_signal(number)
-            assert program.communicate(timeout=60) == ("", "") and program.returncode == 0
+            assert program.wait(timeout=60) == (0, ready, "")
 
 
 def test_a_port_in_use_is_one_clear_line(nano, tmp_path):
-    with serve(f"--checkpoint={tmp_path}", f"--port={nano.port}") as program:
-        message = f"error: cannot listen on 127.0.0.1 port {nano.port} (--host, --port): Address already in use\n"
-        assert program.communicate(timeout=60) == ("", message) and program.returncode == 2
+    message = f"error: cannot listen on 127.0.0.1 port {nano.port} (--host, --port): Address already in use\n"
+    flags = f"--checkpoint={tmp_path}", f"--port={nano.port}"
+    assert programs.fresh("-m", "launch.serve", *flags) == (2, "", message)

@@ -19,7 +19,9 @@ class Reference:
 
     def __init__(self, family, prompt, images=None):
         module, params = tiny.model(family)
-        self.first, self.cache, _ = prefill(module, params, prompt, jnp.ones_like(prompt), images, NEW)
+        self.first, self.cache, _ = jax.jit(
+            lambda: prefill(module, params, prompt, jnp.ones_like(prompt), images, NEW)
+        )()
         self.step = jax.jit(decoder(module, params))
         self.after = functools.cache(self._after)
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,9 +20,12 @@ from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import programs
+from programs import Program
 from trol_jax import checkpoint
 from trol_jax.checkpoint import Checkpoints, read_config, read_file, resolve, restore, restore_params, verify
 from trol_jax.errors import UserError
+from trol_jax.lazy import Lazy
 
 DATA, CONFIG = {"next": 12}, {"variant": "tiny", "rate": 1e-3}
 
@@ -174,7 +176,7 @@ def test_files_may_lie_in_a_folder(tmp_path):
 
 def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
     """One after the other, in pieces; read back by rows, sharded and cast."""
-    monkeypatch.setattr(checkpoint, "PIECE", 40)
+    monkeypatch.setattr("trol_jax.lazy.PIECE", 40)
     folder = tmp_path / "c ü%41#?"  # no part of a URL
     shapes = {"a": (8, 6), "bb": (), "ccc": (3, 4), "dddd": (8,), "e": (7, 2, 5)}
     arrays = {n: np.random.default_rng(0).normal(size=s).astype(np.float16) for n, s in shapes.items()}
@@ -186,7 +188,7 @@ def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
             made.append(name)
             yield array[start : start + 3] if array.ndim else array
 
-    lazy = {n: checkpoint.Lazy(s, np.dtype(np.float16), functools.partial(blocks, n)) for n, s in shapes.items()}
+    lazy = {n: Lazy(s, np.dtype(np.float16), functools.partial(blocks, n)) for n, s in shapes.items()}
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(0, {"params": lazy}, data_state=None, config=None)
     assert sorted(made) == [*"aaa", "bb", "ccc", *["dddd"] * 3, *"eee"]
@@ -214,7 +216,7 @@ def test_an_array_that_cannot_be_made_leaves_nothing(tmp_path):
     def fail():
         raise OSError(5, "Input/output error")
 
-    lazy = {"a": checkpoint.Lazy((2,), np.dtype(np.float16), fail)}
+    lazy = {"a": Lazy((2,), np.dtype(np.float16), fail)}
     with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="Input/output error"):
         checkpoints.save(0, {"params": lazy}, data_state=None, config=None)
     assert not list((tmp_path / "c").iterdir())
@@ -351,26 +353,16 @@ print(checkpoints.restore(state(0, 100)).step, flush=True)
 """
 
 
-def child(program, *arguments, wrapper=()):
-    return subprocess.Popen(
-        [*wrapper, sys.executable, "-c", CHILD + program, *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_killed_while_saving_it_always_restores_a_complete_step(tmp_path):
     generator, last = random.Random(), 0
     for _ in range(3):
-        with child(ENDLESS, tmp_path) as process:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / str(last + 2)).exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        program, deadline = Program(CHILD + ENDLESS, tmp_path), time.monotonic() + 60
+        while not (tmp_path / str(last + 2)).exists() and program.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.3))
+        program.send_signal(signal.SIGKILL)
+        status, _, err = program.wait()
+        assert status == -signal.SIGKILL, err
         with Checkpoints(tmp_path) as checkpoints:
             steps = checkpoints.all_steps()
             assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, steps))
@@ -384,9 +376,9 @@ def test_killed_while_saving_it_always_restores_a_complete_step(tmp_path):
         last = restored.step
 
 
-def check_full(process, directory, cause):
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
+def check_full(ended, directory, cause):
+    status, out, err = ended
+    assert status == 0, err
     message, left, restored = out.splitlines()
     assert message == (
         f"cannot save checkpoint {directory}/2: {cause}; "
@@ -397,7 +389,7 @@ def check_full(process, directory, cause):
 
 
 def test_a_write_beyond_the_allowed_size_fails_in_one_line(tmp_path):
-    check_full(child(FULL, tmp_path, "limit"), tmp_path, "File too large")
+    check_full(Program(CHILD + FULL, tmp_path, "limit").wait(), tmp_path, "File too large")
 
 
 def test_no_space_left_fails_in_one_line(tmp_path):
@@ -405,7 +397,9 @@ def test_no_space_left_fails_in_one_line(tmp_path):
     wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
     if not shutil.which("unshare") or subprocess.run([*wrapper, "true"], capture_output=True).returncode:
         pytest.skip("needs a small file system of its own, which cannot be mounted here")
-    check_full(child(FULL, tmp_path, "space", wrapper=wrapper), tmp_path, "No space left on device")
+    check_full(
+        programs.fresh("-c", CHILD + FULL, tmp_path, "space", wrapper=wrapper), tmp_path, "No space left on device"
+    )
 
 
 def test_a_failure_is_raised_once_by_the_next_call(tmp_path, monkeypatch):

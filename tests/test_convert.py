@@ -2,13 +2,11 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -19,12 +17,14 @@ from safetensors.numpy import load_file, save_file
 
 import fixtures
 import golden
+import programs
 from convert import check, engine, files, hf_config, internlm2, phi3, torch_files
+from programs import Program
 from trol_jax import checkpoint, saved
 from trol_jax.errors import UserError
 from trol_jax.models import variants
+from trol_jax.models.trol import TroL, abstract_params
 
-ROOT = pathlib.Path(__file__).parents[1]
 LAYER = {"internlm2": "model.layers.1.attention.wo.ffn.weight",
          "phi3": "language_model.model.layers.1.self_attn.qkv_proj.weight"}  # fmt: skip
 
@@ -44,6 +44,21 @@ def released(family, tmp_path):
             if path.name != "golden.npz":
                 shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def conversions():
+    """{family: its folder as released, converted}."""
+    return {}
+
+
+@pytest.fixture
+def ours(family, released, tmp_path, tmp_path_factory, conversions):
+    """What becomes of a folder as released: a copy of the one conversion of this file."""
+    if family not in conversions:
+        conversions[family] = tmp_path_factory.mktemp("converted") / family
+        engine.to_jax(released, conversions[family])
+    return shutil.copytree(conversions[family], tmp_path / "ours")
 
 
 def rewrite(folder, change, name="model.safetensors"):
@@ -340,10 +355,9 @@ def test_every_parameter_of_the_full_sizes_has_its_tensors(name):
 
 
 # ---------------------------------------------------------------------- what is written
-def test_a_converted_checkpoint_goes_straight_into_a_sharding(released, tmp_path):
-    engine.to_jax(released, tmp_path / "ours")
+def test_a_converted_checkpoint_goes_straight_into_a_sharding(released, ours, tmp_path):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    stored = checkpoint.arrays_in(checkpoint.resolve(tmp_path / "ours"), "params/")
+    stored = checkpoint.arrays_in(checkpoint.resolve(ours), "params/")
 
     def spread(array):
         axis = next((i for i, size in enumerate(array.shape) if size % 8 == 0), None)
@@ -352,7 +366,7 @@ def test_a_converted_checkpoint_goes_straight_into_a_sharding(released, tmp_path
 
     wanted = {path: spread(array) for path, array in stored.items()}
     nested = engine.unflatten_dict(wanted, sep="/")
-    params = flatten_dict(checkpoint.restore_params(tmp_path / "ours", nested), sep="/")
+    params = flatten_dict(checkpoint.restore_params(ours, nested), sep="/")
     whole = flatten(engine.Source.open(released).arrays(None, lambda done, total: None))
     for path, array in params.items():
         assert array.sharding == wanted[path].sharding
@@ -361,28 +375,25 @@ def test_a_converted_checkpoint_goes_straight_into_a_sharding(released, tmp_path
     assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 8}
 
 
-def test_a_full_folder_is_not_overwritten(released, tmp_path):
-    engine.to_jax(released, tmp_path / "ours")
+def test_a_full_folder_is_not_overwritten(released, ours, tmp_path):
     with pytest.raises(UserError, match="holds checkpoints already"):
-        engine.to_jax(released, tmp_path / "ours")
+        engine.to_jax(released, ours)
     with pytest.raises(UserError, match="exists and is not empty"):
-        engine.to_hf(tmp_path / "ours", released)
+        engine.to_hf(ours, released)
 
 
 @pytest.mark.parametrize(("family", "to"), [("internlm2", "jax"), ("phi3", "hf")], indirect=["family"])
-def test_a_killed_conversion_leaves_nothing_that_looks_whole(family, released, tmp_path, to):
-    engine.to_jax(released, tmp_path / "ours")
-    source, target = (released, tmp_path / "new") if to == "jax" else (tmp_path / "ours", tmp_path / "new")
+def test_a_killed_conversion_leaves_nothing_that_looks_whole(family, released, ours, tmp_path, to):
+    source, target = (released, tmp_path / "new") if to == "jax" else (ours, tmp_path / "new")
     slow = (
-        "import sys, time; from pathlib import Path; from convert import engine\n"
+        "import time; from pathlib import Path; from convert import engine\n"
         f"engine.to_{to}(Path({str(source)!r}), Path({str(target)!r}), None,"
         " lambda done, total: (print('.', flush=True), time.sleep(0.05)))"
     )
-    process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stdout=subprocess.PIPE)
-    process.stdout.read(40)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    program = Program(slow)
+    program.wait_for(40)
+    program.send_signal(signal.SIGKILL)
+    assert program.wait()[0] == -signal.SIGKILL
     if to == "jax":
         assert not checkpoint.steps_in(target / "checkpoints")
         engine.to_jax(source, target)
@@ -394,56 +405,69 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(family, released, t
     assert not list(tmp_path.glob("new.tmp-*"))
 
 
-def test_a_full_disk_is_told_before_anything_is_written(released, tmp_path, monkeypatch):
-    engine.to_jax(released, tmp_path / "ours")
+def test_a_full_disk_is_told_before_anything_is_written(released, ours, tmp_path, monkeypatch):
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"cannot write .*new: No space left on device"):
-        engine.to_hf(tmp_path / "ours", tmp_path / "new")
+        engine.to_hf(ours, tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"released", "ours"}
 
 
 @pytest.mark.parametrize(("family", "to"), [("internlm2", "jax"), ("phi3", "hf")], indirect=["family"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_conversion_that_is_stopped_leaves_nothing(family, released, tmp_path, to, sent):
-    engine.to_jax(released, tmp_path / "ours")
+def test_a_conversion_that_is_stopped_leaves_nothing(family, released, ours, tmp_path, to, sent):
     before = {path.name for path in tmp_path.iterdir()}
-    source = released if to == "jax" else tmp_path / "ours"
+    source = released if to == "jax" else ours
     slow = (
         "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "import tqdm; tqdm.tqdm.update = lambda bar, done: (print('.', flush=True), time.sleep(0.05))\n"
-        "import runpy; runpy.run_module('launch.convert', run_name='__main__')"
     )
     flags = [f"--to={to}", f"--src={source}", f"--dst={tmp_path / 'new' / 'deep'}"]
-    command = [sys.executable, "-c", slow, *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.read(20)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
-    said, status = ("interrupted", 130) if sent == signal.SIGINT else ("terminated", 143)
-    assert process.returncode == status and err.rstrip().endswith(f"error: {said}"), err
+    program = Program(slow + programs.launch("convert"), *flags)
+    program.wait_for(20)
+    program.send_signal(sent)
+    status, _, err = program.wait(timeout=60)
+    said, expected = ("interrupted", 130) if sent == signal.SIGINT else ("terminated", 143)
+    assert status == expected and err.rstrip().endswith(f"error: {said}"), err
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_two_exports_into_one_folder(released, tmp_path):
-    engine.to_jax(released, tmp_path / "ours")
+@pytest.mark.parametrize("family", ["phi3"], indirect=True)
+def test_an_import_that_is_stopped_at_its_end_leaves_nothing(released, tmp_path):
+    late = (
+        "import os, signal, time; from trol_jax import manifest; write = manifest.write\n"
+        "def slow(*args, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); write(*args, **options)\n"
+        f"manifest.write = slow\n{programs.launch('convert')}"
+    )
+    status, _, err = Program(late, "--to=jax", f"--src={released}", f"--dst={tmp_path / 'new'}").wait()
+    assert status == 143 and err.rstrip().endswith("error: terminated"), err
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_exports_into_one_folder(released, ours, tmp_path):
     with files.new_folder(tmp_path / "back") as first:
         (first / "file").write_text("of the first")
         with pytest.raises(UserError, match=r"another process writes to .*back; let it end"):
-            engine.to_hf(tmp_path / "ours", tmp_path / "back")
+            engine.to_hf(ours, tmp_path / "back")
     assert (tmp_path / "back" / "file").read_text() == "of the first"
 
 
-def test_where_an_export_may_go(released, tmp_path):
-    engine.to_jax(released, tmp_path / "ours")
-    with pytest.raises(UserError, match="is inside the checkpoint"):
-        engine.to_hf(tmp_path / "ours", tmp_path / "ours" / "checkpoints" / "0" / "hf")
+def test_where_an_export_may_go(released, ours, tmp_path):
+    for inside in ("checkpoints/0/hf", "checkpoints/7"):
+        with pytest.raises(UserError, match="is inside the checkpoints"):
+            engine.to_hf(ours, ours / inside)
+        with pytest.raises(UserError, match="is inside the checkpoints"):
+            engine.to_jax(released, ours / inside)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+        engine.to_jax(released, tmp_path / "loop")
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    engine.to_hf(tmp_path / "ours", tmp_path / "link")
+    engine.to_hf(ours, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     same_tensors(tensors_of(released), tensors_of(tmp_path / "disk"))
 
@@ -452,12 +476,24 @@ def test_where_an_export_may_go(released, tmp_path):
 @pytest.mark.parametrize("family", ["internlm2"], indirect=True)
 def test_numbers_beyond_a_dtype_are_not_made_infinite(released, tmp_path, name):
     rewrite(released, lambda tensors: tensors.update({name: tensors[name] * np.float32(1e9)}))
-    with pytest.raises(UserError, match="numbers of float32 beyond the range of float16; choose another --dtype"):
+    with pytest.raises(
+        UserError, match=r"numbers of float32 in .* are beyond the range of float16; choose another --dtype"
+    ):
         engine.to_jax(released, tmp_path / "half", np.dtype(np.float16))
     engine.to_jax(released, tmp_path / "ours")
-    with pytest.raises(UserError, match="beyond the range of float16"):
+    with pytest.raises(UserError, match=f"numbers of float32 in {name} are beyond the range of float16"):
         engine.to_hf(tmp_path / "ours", tmp_path / "back", np.dtype(np.float16))
     assert not (tmp_path / "half").exists() and not (tmp_path / "back").exists()
+
+
+def test_a_gate_beyond_a_dtype_is_not_made_infinite(ours, tmp_path):
+    step_dir = ours / "checkpoints" / "0"
+    state = checkpoint.restore_params(step_dir, nn.unbox(abstract_params(TroL(saved.read(step_dir).model))))
+    state["decoder"]["gate_bias"] = jnp.full_like(state["decoder"]["gate_bias"], 1e6)
+    with checkpoint.Checkpoints(tmp_path / "large" / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": state}, data_state=None, config=None, files=saved.read(step_dir).files())
+    with pytest.raises(UserError, match="beyond the range of float16"):
+        engine.to_hf(tmp_path / "large", tmp_path / "back", np.dtype(np.float16))
 
 
 def test_a_tokeniser_of_other_weights_is_told(released, tmp_path, caplog):
@@ -476,10 +512,7 @@ def test_a_file_beside_the_weights_may_not_be_a_link_out_of_the_folder(released,
 
 # ---------------------------------------------------------------------- the program
 def convert(*flags):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.convert", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    return Program(programs.launch("convert"), *flags).wait()
 
 
 def test_the_program_converts_and_prints_its_plan(tmp_path):
@@ -491,7 +524,9 @@ def test_the_program_converts_and_prints_its_plan(tmp_path):
     line = "language_model.model.layers.2.mlp.gate_up_proj.weight -> decoder/layers/block/gate/kernel[2], "
     assert "2.bias -> decoder/gate_bias  " in out  # one for all layers
     assert line + "decoder/layers/block/up/kernel[2]  float32[144, 32]  18,432 bytes  split in two, transpose" in out
-    status, out, err = convert("--to=jax", f"--src={source}", f"--dst={tmp_path / 'ours'}")
+    status, out, err = programs.fresh(
+        "-m", "launch.convert", "--to=jax", f"--src={source}", f"--dst={tmp_path / 'ours'}"
+    )
     assert status == 0 and "100%" in err and "has no tokeniser" in err
     status, out, err = convert("--to=hf", f"--src={tmp_path / 'ours'}", f"--dst={tmp_path / 'hf'}")
     assert status == 0, err

@@ -168,7 +168,7 @@ def test_a_limit_asks_the_first_and_keeps_what_is_known(run, data, asked, tmp_pa
 
 
 def test_no_space_left_is_one_line_and_leaves_no_half_line(tmp_path):
-    answers = Journal(tmp_path / runner.ANSWERS, "source")
+    answers = Journal(tmp_path / runner.ANSWERS, "source", runner.ADDED)
     answers.append([{"id": 1, "text": "x" * 1000}])
     before = answers.path.read_bytes()
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)

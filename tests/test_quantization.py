@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import statistics
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from trol_jax.ops import quantization
-from trol_jax.ops.quantization import BLOCK, CODEBOOK, GROUP, product, to_int8
+from trol_jax.ops.linear import product
+from trol_jax.ops.quantization import BLOCK, CODEBOOK, GROUP, to_int8
 
 # Compiled as a whole: that is how they are used, and faster than one operation after the other.
 int8_kernel = jax.jit(quantization.int8_kernel, static_argnums=1)
@@ -22,6 +24,7 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+DATA = Path(__file__).parent / "data"
 SHAPES = {  # kernel, axes that are inputs, blocks
     "qkv": ((128, 2, 3, 4), 1, 2),
     "out": ((4, 32, 24), 2, 2),
@@ -55,36 +58,36 @@ def test_shapes_and_error_bounds(shape, inputs, blocks):
 
     q = nf4_kernel(kernel, inputs)
     assert q.values.shape == shape and q.values.dtype == jnp.uint4
-    assert q.codes.shape == (blocks, *outputs) and q.codes.dtype == jnp.int8
+    assert q.codes.shape == (blocks, *outputs) and q.codes.dtype == jnp.uint8
     assert q.scale.shape == (-(-q.codes.size // GROUP),) and q.mean.shape == ()
     assert jax.tree.leaves(q)[0].shape == shape  # Flax compares it with the shape that a module asks for
     largest = np.stack([flat[i : i + BLOCK].max(axis=0) for i in range(0, len(flat), BLOCK)])
     each = np.repeat(largest, BLOCK, axis=0)[: len(flat)]
     error = np.abs(dequantize(q) - kernel).reshape(flat.shape)
-    # Half of the widest gap of the codebook, and the error of the 8 bits of the block's scale, where that clips.
-    assert (error <= each * np.diff(CODEBOOK).max() / 2 + np.abs(largest - largest.mean()).max() / 127).all()
+    # Half of the widest gap of the codebook, and of the table of the blocks' scales.
+    gap = np.abs(largest - largest.mean()).max() * np.diff(quantization.DYNAMIC).max() / 2
+    assert (error <= each * np.diff(CODEBOOK).max() / 2 + gap * 1.001).all()
 
 
-def test_every_weight_gets_the_nearest_code_of_its_block():
-    kernel = draw(3 * BLOCK, 7)
-    q = nf4_kernel(kernel, 1)
-    scale = np.asarray(quantization._block_scale(q.codes, q.scale, q.mean))
-    choices = CODEBOOK * scale[..., None]  # [blocks, outputs, 16]
-    blocks = kernel.reshape(3, BLOCK, 7)
-    nearest = np.abs(blocks[..., None] - choices[:, None]).argmin(axis=-1).reshape(kernel.shape)
-    np.testing.assert_array_equal(np.asarray(q.values).astype(int), nearest)
-    expected = np.take_along_axis(choices[:, None], nearest.reshape(3, BLOCK, 7, 1), axis=-1)
-    np.testing.assert_allclose(dequantize(q), expected.reshape(kernel.shape), rtol=1e-6)
+def test_nf4_and_int8_are_those_of_bitsandbytes():
+    """tests/data/bitsandbytes.npz: what bitsandbytes 0.50.2 makes of this weight, a torch one [out, in], on a CPU."""
+    weight = draw(140, 128) * np.geomspace(1e-3, 10, 140)[:, None]
+    weight = weight.astype(np.float32)
+    theirs = np.load(DATA / "bitsandbytes.npz")
+    np.testing.assert_allclose(quantization.DYNAMIC, theirs["table"], rtol=2e-7)
+    q = nf4_kernel(weight.T, 1)
+    np.testing.assert_allclose(q.mean, theirs["mean"], rtol=1e-6)
+    np.testing.assert_allclose(q.scale, theirs["scale"], rtol=1e-6)
+    differences = np.asarray(q.codes).T.reshape(-1).astype(int) - theirs["codes"]
+    assert np.abs(differences).sum() <= 1  # the last bit of the mean may decide between two neighbours
+    codes = np.stack([theirs["packed"] >> 4, theirs["packed"] & 15], axis=1).reshape(weight.shape)
+    np.testing.assert_array_equal(np.asarray(q.values).astype(np.uint8).T, codes)
+    np.testing.assert_allclose(np.asarray(dequantize(q)).T[::7], theirs["dequantized"], rtol=1e-5, atol=1e-6)
 
-
-def test_blocks_are_those_of_a_flat_torch_weight():
-    """bitsandbytes cuts a torch weight [out, in] into blocks of 64 as it lies in memory."""
-    kernel = draw(2, 64, 3, 4)  # inputs [2, 64], outputs [3, 4]
-    torch_weight = kernel.reshape(128, 12).T
-    largest = np.abs(torch_weight.reshape(-1, BLOCK)).max(axis=1)  # in order of (output, block)
-    q = nf4_kernel(kernel, 2)
-    kept = np.asarray(quantization._block_scale(q.codes, q.scale, q.mean)).reshape(2, 12).T.reshape(-1)
-    np.testing.assert_allclose(kept, largest, atol=np.abs(largest - largest.mean()).max() / 127 * 0.501)
+    q = int8_kernel(weight.T.astype(np.float16), 1)
+    np.testing.assert_allclose(np.asarray(q.scale) * 127, theirs["int8_max"], rtol=1e-6)
+    differences = np.asarray(q.values).T.astype(int) - theirs["int8"]
+    assert np.abs(differences).sum() < 1e-3 * weight.size and np.abs(differences).max() <= 1  # ties
 
 
 def test_double_quantisation_costs_little():
@@ -93,7 +96,7 @@ def test_double_quantisation_costs_little():
     q = nf4_kernel(kernel, 1)
     largest = np.abs(kernel).reshape(16, BLOCK, 256).max(axis=1)
     kept = quantization._block_scale(q.codes, q.scale, q.mean)
-    assert (np.abs(kept - largest) / largest).max() < 0.01
+    assert (np.abs(kept - largest) / largest).max() < 0.03
     once = CODEBOOK[np.asarray(q.values).astype(int)].reshape(16, BLOCK, 256) * largest[:, None]
     rms = lambda x: float(np.sqrt(np.mean(np.square(x))))  # noqa: E731
     twice, once = rms(dequantize(q) - kernel), rms(once.reshape(kernel.shape) - kernel)

@@ -88,12 +88,32 @@ def test_answers_taken_in_another_way_are_kept(answerer, folder):
     assert written(folder) == before
 
 
+def test_an_answer_to_a_question_that_was_changed_is_asked_again(answerer, folder):
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().split("\n\n")]
+    run(answerer, folder)
+    del rows[0]["image"]
+    write(folder, "\n\n".join(map(json.dumps, rows)))
+    again = {line["id"]: line for line in run(answerer, folder)}[1]
+    assert "image" not in again and again["prediction"] == "".join(answerer.reply(Question("what color is it?"), 4))
+
+
+@pytest.mark.parametrize(
+    "content", ["my thesis\nline two\n", "my thesis", '{"question": "a?"}\n', '{"id": 1}\n', "[]\n"]
+)
+def test_a_file_that_holds_no_answers_stays_as_it_is(folder, content):
+    (folder / "answers.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"answers.jsonl, line 1 is no answer; write to another file"):
+        run(None, folder)
+    assert (folder / "answers.jsonl").read_text() == content
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds no question"),
         ('{"question": "a?"}\n{"question"', "line 2 is not JSON"),
         ("[1]", "line 1 is not an object"),
+        ('\ufeff{"question": "a?", "n": NaN}', "line 1 is not JSON: NaN"),
         ('\n{"text": "a?"}', 'line 2 has no text under "question"'),
         ('{"question": " "}', 'line 1 has no text under "question"'),
         ('{"question": "a?", "image": 3}', 'line 1: "image" must be the name of a file'),

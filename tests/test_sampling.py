@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 from trol_jax.infer.generate import generate
-from trol_jax.infer.sampling import Sampling, sample
+from trol_jax.infer.sampling import Sampling, _draw, randoms, sample
 
 ROWS = 4000
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
@@ -31,10 +31,28 @@ def options(rows, temperature=1.0, top_k=0, top_p=1.0):
     ],
 )
 def test_frequencies(given, expected):
-    drawn = jax.jit(sample)(jnp.tile(LOGITS, (ROWS, 1)), jnp.int32(0), options(ROWS, **given))
+    asked = options(ROWS, **given)
+    random = randoms(asked, jnp.zeros(ROWS, jnp.int32), 1)[0]
+    drawn = jax.jit(sample)(jnp.tile(LOGITS, (ROWS, 1)), asked, random)
     found = np.bincount(drawn, minlength=5) / ROWS
     assert (found[np.equal(expected, 0)] == 0).all()
     np.testing.assert_allclose(found, expected, atol=4 * 0.5 / ROWS**0.5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 5000])
+def test_the_token_is_where_the_distribution_is_reached(size):
+    """As by one cumulative sum, and never a token without probability, whatever the rounding."""
+    rng = np.random.default_rng(size)
+    p = rng.random((500, size)) * (rng.random((500, size)) < 0.3)
+    p[np.arange(500), rng.integers(size, size=500)] += 0.1
+    p = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+    random = np.concatenate([[0, np.nextafter(1, 0, dtype=np.float32)], rng.random(498)]).astype(np.float32)
+    drawn = np.asarray(jax.jit(_draw)(p, random))
+    reached = np.cumsum(p, axis=1, dtype=float)
+    rows = np.arange(500)
+    assert (p[rows, drawn] > 0).all()
+    assert (reached[rows, drawn] >= random - 1e-6).all()
+    assert (reached[rows, drawn] - p[rows, drawn] <= random + 1e-6).all()
 
 
 def test_a_row_depends_on_its_own_seed_alone():

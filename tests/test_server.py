@@ -1,5 +1,7 @@
 """Requests that come and go share slots, and no answer notices."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -45,18 +47,24 @@ def alone(engine: Engine, request: Request) -> tuple[list[int], np.ndarray]:
     return answer, np.asarray(gate)[0, :, : len(request.tokens)]
 
 
-requests = st.tuples(
-    st.integers(1, 14), st.sampled_from([0, 0, 1, 3]), st.integers(1, 8), st.booleans(), st.integers(0, 99)
+def requests(text: int, tiles: list[int]):
+    return st.tuples(st.integers(1, text), st.sampled_from(tiles), st.integers(1, 8), st.booleans(), st.integers(0, 99))
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "drawn_from"),
+    [
+        ("internlm2", 2, requests(8, [0, 0, 2])),  # one padded length: fewer programs
+        ("phi3", 3, requests(12, [0, 0, 1, 3])),  # of three prompts at once a row is left over
+    ],
+    ids=tiny.FAMILIES,
 )
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_answers_are_those_of_each_alone(family):
+def test_answers_are_those_of_each_alone(family, size, drawn_from):
     single = engine(family)
-    with Server(engine(family, size=3)) as server:
+    with Server(engine(family, size=size)) as server:
 
         @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-        @given(st.lists(requests, min_size=1, max_size=9))
+        @given(st.lists(drawn_from, min_size=1, max_size=9))
         def check(drawn):
             asked = [server.submit(request(family, *options)) for options in drawn]
             for each in asked:
@@ -123,12 +131,41 @@ def test_what_breaks_the_engine_reaches_everyone(monkeypatch):
             server.submit(Request([5], None, 1))
 
 
+def test_the_queue_is_what_has_no_slot(monkeypatch):
+    decode = Engine.decode
+    monkeypatch.setattr(Engine, "decode", lambda *given: time.sleep(0.03) or decode(*given))
+    with Server(engine(size=2, stop=(), length=96, chunk=1), waiting=1) as server:
+        running = [server.submit(Request([5, 6], None, 80)) for _ in range(2)]
+        for each in running:
+            next(each.stream())
+        for _ in range(3):  # who leaves makes room at once, also after its prompt was run ahead
+            server.submit(Request([5, 6], None, 80)).cancel()
+            time.sleep(0.05)
+        last = server.submit(Request([5, 6], None, 3))
+        with pytest.raises(Full, match="1 requests are waiting already"):
+            server.submit(Request([5], None, 5))
+        running[0].cancel()
+        assert len(last.result()) == 3
+        running[1].cancel()
+
+
+def test_slots_grow_with_answers_and_are_short_again_when_idle(monkeypatch):
+    lengths, decode = [], Engine.decode
+    monkeypatch.setattr(engines, "SHORTEST", 16)
+    monkeypatch.setattr(Engine, "decode", lambda self, s: lengths.append(s.cache.valid.shape[1]) or decode(self, s))
+    with Server(engine(size=1, stop=(), length=96, chunk=4)) as server:
+        for new in (40, 4):
+            server.submit(Request([5, 6], None, new)).result()
+            while server.load != (0, 0):
+                time.sleep(0.01)
+            time.sleep(0.1)
+    assert sorted(set(lengths)) == [16, 24, 32, 48] and lengths[-1] == 16
+
+
 def test_requests_that_cannot_be_answered_are_refused():
-    with Server(engine(length=64), waiting=0) as server:
+    with Server(engine(length=64)) as server:
         with pytest.raises(UserError, match=r"the prompt has 60 tokens, .* answer of 5 is more than the 64 that fit"):
             server.submit(Request([5] * 60, None, 5))
-        with pytest.raises(Full, match="0 requests are waiting already"):
-            server.submit(Request([5], None, 5))
         with pytest.raises(UserError, match="beams"):
             server.submit(Request([5], None, 5, Decoding(beams=2)))
         with pytest.raises(ValueError, match="at least 1"):

@@ -1,14 +1,10 @@
 """Training from the command line: it goes on where it was killed, to the bit, and says what is wrong in one line."""
 
 import json
-import os
-import pathlib
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -16,45 +12,32 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import compile_fast
+import programs
+from programs import Program
 from trol_jax import checkpoint, manifest
 from trol_jax.errors import UserError
 from trol_jax.train.metrics import Metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Programs compiled once for all processes of this file."""
-    return str(tmp_path_factory.mktemp("compiled"))
+def start(workdir, *flags, config="configs/quickstart.py:smoke"):
+    return Program(programs.launch("train"), *given(workdir, *flags, config=config))
 
 
-def start(workdir, cache, *flags, config="configs/quickstart.py:smoke"):
-    environment = os.environ | {
-        "XLA_FLAGS": compile_fast.FLAGS,  # one device
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def given(workdir, *flags, config="configs/quickstart.py:smoke"):
+    """Flags of a small run."""
     small = dict(steps=STEPS, checkpoint_every=3, log_every=1, batch_size=2) | {
-        "start_from": "", "scan": True, "data.turns": 2, "data.max_length": 48, "optimizer.warmup": 2,
+        "start_from": "", "scan": True, "model.variant": "nano_phi3", "data.turns": 2, "data.max_length": 48,
+        "optimizer.warmup": 2,
     }  # fmt: skip
-    given = [flag.split("=")[0] for flag in flags]
-    small = [f"--config.{k}={v}" for k, v in small.items() if f"--config.{k}" not in given]
-    command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}", *small, *flags]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+    names = [flag.split("=")[0] for flag in flags]
+    small = [f"--config.{k}={v}" for k, v in small.items() if f"--config.{k}" not in names]
+    return f"--config={config}", f"--workdir={workdir}", *small, *flags
 
 
 def run(*arguments, **options):
-    return finish(start(*arguments, **options))
+    return start(*arguments, **options).wait()
 
 
 def steps_logged(workdir):
@@ -77,10 +60,10 @@ def arrays(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
-    """A run that nothing disturbed."""
+def whole(tmp_path_factory):
+    """A run that nothing disturbed, by an interpreter of its own."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    status, _, err = run(workdir, cache)
+    status, _, err = programs.fresh("-c", programs.NANO + programs.launch("train"), *given(workdir))
     assert status == 0, err
     return workdir
 
@@ -94,23 +77,41 @@ def error_line(result, status=2):
     return lines[0]
 
 
-def test_a_run_writes_metrics_checkpoints_and_tensorboard(whole, cache):
+def test_a_run_writes_metrics_checkpoints_and_tensorboard(whole):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert {"loss", "token_accuracy", "gate", "grad_norm", "lr", "examples_per_second"} <= lines[0].keys()
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir()) == [STEPS - 3, STEPS]
     assert list((whole / "tensorboard").iterdir())
-    status, out, _ = run(whole, cache)
-    assert status == 0 and f"already trained to step {STEPS}; remove" in out
 
 
-def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path, cache):
+def test_adapters_over_a_quantised_base_go_on_to_the_bit(whole, tmp_path):
+    table = '(("decoder/layers/block/.*/kernel", "lora nf4"), ("projector/.*", "train"), (".*", "freeze"))'
+    lora = [f"--config.start_from={whole}", f"--config.parameters={table}", "--config.lora.rank=4"]
+    lora += ["--config.lora.alpha=4.0", "--config.keep=9"]
+    status, out, err = run(tmp_path / "run", *lora)
+    assert status == 0 and "lora nf4 " in out, err
+    finished = arrays(tmp_path / "run")
+    assert not any("embedding" in name or name.endswith("qkv/kernel") for name in finished)
+    assert (finished["params/decoder/layers/block/qkv/adapter_b"] != 0).all(axis=1).any()
+    for step in checkpoint.steps_in(tmp_path / "run" / "checkpoints")[1:]:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    assert run(tmp_path / "run", *lora)[0] == 0
+    again = arrays(tmp_path / "run")
+    assert again.keys() == finished.keys()
+    for name in finished:
+        np.testing.assert_array_equal(again[name], finished[name], err_msg=name)
+    line = error_line(run(tmp_path / "new", *lora[1:]))
+    assert "config.start_from must name the checkpoint" in line
+
+
+def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(whole, first)
     # The first step's rate is 0: what the run started with is in its first checkpoint.
     every = ["--config.checkpoint_every=1", "--config.keep=99"]
-    status, _, err = run(second, cache, f"--config.start_from={first}", *every)
+    status, _, err = run(second, f"--config.start_from={first}", *every)
     assert status == 0, err
     steps = [checkpoint.resolve(first), second / "checkpoints" / "1"]
     assert len({checkpoint.read_file(step, "tokenizer.json") for step in steps}) == 1
@@ -120,25 +121,25 @@ def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path, cache):
         np.testing.assert_array_equal(given[name], taken[name], err_msg=name)
     for flag, message in [
         ("shared_gate=False", f"checkpoint {steps[0]} is of another model"),
-        ("variant=tiny_internlm2", f"{steps[0]} is a tiny_phi3, and config.model.variant is tiny_internlm2"),
+        ("variant=tiny_internlm2", f"{steps[0]} is a nano_phi3, and config.model.variant is tiny_internlm2"),
     ]:
-        line = error_line(run(tmp_path / "third", cache, f"--config.start_from={first}", f"--config.model.{flag}"))
+        line = error_line(run(tmp_path / "third", f"--config.start_from={first}", f"--config.model.{flag}"))
         assert line.startswith("error: config.start_from: ") and message in line and not (tmp_path / "third").exists()
     first.rename(tmp_path / "elsewhere")
-    status, out, _ = run(second, cache, f"--config.start_from={first}")
-    assert status == 0 and f"already trained to step {STEPS}" in out
+    status, out, _ = run(second, f"--config.start_from={first}", *every)
+    assert status == 0 and f"already trained to step {STEPS}; remove {second} to start anew" in out
 
 
-def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path, cache):
+def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path):
     workdir = tmp_path / "run"
     moments = sorted(random.Random().sample(range(1, STEPS), 3))
     for step in moments:
-        process = start(workdir, cache)
+        process = start(workdir)
         wait_for_step(process, workdir, step)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"ended before the kill at {moments}"
-    status, _, err = run(workdir, cache)
+        status, _, _ = process.wait()
+        assert status == -signal.SIGKILL, f"ended before the kill at {moments}"
+    status, _, err = run(workdir)
     assert status == 0, err
     one, other = arrays(whole), arrays(workdir)
     assert one.keys() == other.keys()
@@ -150,32 +151,35 @@ def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path, cache):
     assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
 
 
-def test_sigterm_saves_and_goes_on(tmp_path, cache):
+def test_sigterm_saves_and_goes_on(tmp_path):
     workdir = tmp_path / "run"
-    process = start(workdir, cache, "--config.checkpoint_every=1000")
+    process = start(workdir, "--config.checkpoint_every=1000")
     wait_for_step(process, workdir, 4)
-    process.terminate()
-    status, out, err = finish(process)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = process.wait()
     assert status == 0 and "stopped by SIGTERM after step" in out, err
     step = int(checkpoint.resolve(workdir).name)
     assert 4 <= step < STEPS
-    line = error_line(run(tmp_path / "next", cache, f"--config.start_from={workdir}"))
+    line = error_line(run(tmp_path / "next", f"--config.start_from={workdir}"))
     assert f"config.start_from: {workdir} is at step {step} of {STEPS}; let it finish, or name " in line
-    status, out, _ = run(workdir, cache, f"--config.steps={STEPS}")
+    status, out, _ = run(workdir, f"--config.steps={STEPS}")
     assert status == 0 and f"going on from step {step}" in out
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     line = error_line(
         run(
             tmp_path / "run",
-            cache,
             "--config.optimizer.lr=1e30",
             "--config.checkpoint_every=1",
             "--config.model.passes=1",
         )
     )
-    assert "not finite at step" in line and "loss nan" in line and str(tmp_path / "run" / "checkpoints") in line
+    assert (
+        "not finite at step 2: update_norm/" in line
+        and "(loss 6." in line
+        and str(tmp_path / "run" / "checkpoints") in line
+    )
     assert "the last good checkpoint is" in line
 
 
@@ -187,32 +191,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, cache):
         (["--config.steps=many"], "steps"),
         (["--config.data.augment=('mirror',)"], "data.augment: 'mirror' is not known; choose from hflip"),
         (["--config.start_from=/nowhere"], "config.start_from: no checkpoint at /nowhere: there is no such directory"),
-        (["--config.data.max_length=20"], "makes a row of"),
+        (["--config.data.max_length=9"], "makes a row of"),
         (["--config=missing.py"], "No such file or directory: 'missing.py'"),
         (["--config.data.root=/nowhere"], "/nowhere/train is not a folder"),
         (["more"], "unexpected arguments more"),
     ],
 )
-def test_bad_settings_are_named(tmp_path, cache, flags, message):
+def test_bad_settings_are_named(tmp_path, flags, message):
     workdir = tmp_path / "run"
-    assert message in error_line(run(workdir, cache, *flags))
+    assert message in error_line(run(workdir, *flags))
     assert not workdir.exists()
 
 
-def test_other_settings_in_an_old_run_are_named(whole, cache):
-    line = error_line(run(whole, cache, "--config.optimizer.lr=0.5"))
+def test_a_fresh_interpreter_tells_it_alike(tmp_path):
+    flags = given(tmp_path / "run", "--config.data.root=/nowhere", "--config.model.variant=tiny_phi3")
+    assert "/nowhere/train is not a folder" in error_line(programs.fresh("-m", "launch.train", *flags))
+
+
+def test_other_settings_in_an_old_run_are_named(whole):
+    line = error_line(run(whole, "--config.optimizer.lr=0.5"))
     assert "holds a run with other settings (config.optimizer.lr: 0.001 there, 0.5 here)" in line
-    line = error_line(run(whole, cache, "--config.model.variant=tiny_internlm2"))
-    assert "config.model.variant: tiny_phi3 there, tiny_internlm2 here" in line
+    line = error_line(run(whole, "--config.model.variant=tiny_internlm2"))
+    assert "config.model.variant: nano_phi3 there, tiny_internlm2 here" in line
 
 
-def test_no_space_left_while_saving(tmp_path, cache):
+def test_no_space_left_while_saving(tmp_path):
     """A limit on the size of files makes the large writes fail, as a full disk does."""
     workdir = tmp_path / "run"
-    process = start(workdir, cache)
+    process = start(workdir)
     wait_for_step(process, workdir, 1)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    assert "cannot save checkpoint" in error_line(finish(process))
+    assert "cannot save checkpoint" in error_line(process.wait())
     assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
 
 

@@ -37,7 +37,7 @@ def stored(tmp_path_factory):
         gates = name == "gates"
         module = TroL(tiny.config("phi3", shared_gate=False) if gates else tiny.config(name))
         params = tiny.draw(module)
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params) if gates else params
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float16)), params) if gates else params
         return module, save(tmp_path_factory.mktemp("weights"), params)
 
     return make
@@ -88,12 +88,13 @@ def test_fewer_bits(stored, name, kind, leaf_type, error, alike):
     """Which are in fewer bits; how far the model then is from itself in full, over a prompt and over a token more."""
     module, step = stored(name)
     params, full = weights.load(step, module, kind), restored(module, step)
-    flat, exact = flatten_dict(params, sep="/"), flatten_dict(full, sep="/")
+    flat, exact = flatten_dict(params, sep="/"), jax.tree.map(np.asarray, flatten_dict(full, sep="/"))
     fewer = {name for name, leaf in flat.items() if isinstance(leaf, leaf_type)}
     layers, names = range(module.config.decoder.layers), ("qkv", "out", "gate", "up", "down")
     assert fewer == {f"decoder/layers_{i}/block/{name}/kernel" for i in layers for name in names}
     dequantize = jax.jit(quantization.dequantize, static_argnums=1)  # faster than one operation after the other
-    meant = {name: (dequantize if name in fewer else jnp.asarray)(leaf, jnp.float32) for name, leaf in flat.items()}
+    meant = {name: dequantize(leaf, jnp.float32) if name in fewer else leaf for name, leaf in flat.items()}
+    meant = {name: np.asarray(leaf, np.float32) for name, leaf in meant.items()}
     for name in fewer:
         rms = np.sqrt(np.mean((meant[name] - exact[name]) ** 2) / np.mean(exact[name] ** 2))
         assert error / 4 < rms < error, name

@@ -36,9 +36,13 @@ def config(family: str, **changes) -> variants.ModelConfig:
 
 def draw(module: TroL, seed: int = 0) -> dict:
     """Random parameters, drawn by NumPy: no compilation, and nothing is zero or one as in a fresh model."""
-    shapes = nn.unbox(abstract_params(module))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes)
+    return jax.tree.map(lambda x: jnp.asarray((0.2 * rng.standard_normal(x.shape)).astype(x.dtype)), _shapes(module))
+
+
+@functools.cache
+def _shapes(module: TroL) -> dict:
+    return nn.unbox(abstract_params(module))
 
 
 @functools.cache

@@ -10,35 +10,29 @@ A directory under a step's name is complete: it is written as `300.tmp-…`, che
 Several hosts: orbax already writes each host's shards; what `_finish` does belongs to process 0, between two barriers.
 """
 
-import asyncio
-import collections
-import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
 import json
 import logging
-import math
 import os
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trol_jax import manifest
 from trol_jax.errors import UserError
+from trol_jax.lazy import Lazy, LazyHandler
 from trol_jax.manifest import verify
-from trol_jax.rows import Rows
 
 CHECKPOINTS = "checkpoints"  # the folder of a run directory
 PARAMS = "params/"  # how the names of parameters begin
@@ -47,8 +41,6 @@ STATE, DATA, CONFIG = "state", "data.json", "config.json"
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _TEMPORARY = re.compile(r"[0-9]+\.tmp-[0-9a-f]{8}")
 _SHOWN = 3  # problems in one message
-PIECE = 64 << 20  # bytes of a lazily written array that are stored, and read, together
-PIECES = 3  # in memory at once
 
 
 class Restored(NamedTuple):
@@ -56,26 +48,6 @@ class Restored(NamedTuple):
     state: Any
     data_state: dict
     config: dict
-
-
-@dataclasses.dataclass(frozen=True)
-class Lazy:
-    """An array that is made while it is written: `blocks` yields its rows, from first to last, as many at a time as it
-    likes, in any dtype and order in memory.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    blocks: Callable[[], Iterable[np.ndarray]]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def make(self) -> np.ndarray:
-        array = np.empty(self.shape, self.dtype)
-        Rows(self.blocks()).read_into(array)
-        return array
 
 
 class Checkpoints:
@@ -89,9 +61,11 @@ class Checkpoints:
             raise ValueError(f"keep={keep}: at least one checkpoint must stay")
         self.directory = Path(directory).absolute()
         self.keep = keep
-        self._thread: threading.Thread | None = None
+        self._written = threading.Event()  # nothing is being written; an interrupted join would forget its thread
+        self._written.set()
         self._error: UserError | None = None
         self._orbax = ocp.AsyncCheckpointer(_handler())
+        refuse_inside(self.directory.parent)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.directory)
@@ -137,20 +111,23 @@ class Checkpoints:
             temporary.mkdir()
             self._orbax.save(temporary / STATE, args=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")))
         except Exception as error:
-            raise self._failed(step, temporary, error) from error
+            if (failed := self._failed(step, temporary, error)) is error:
+                raise
+            raise failed from error
         except BaseException:  # the user's interrupt
             _remove(temporary)
             raise
-        self._thread = threading.Thread(
-            target=self._finish, args=(step, temporary, small, described), name=f"checkpoint-{step}"
-        )
-        self._thread.start()
+        self._written.clear()
+        arguments = step, temporary, small, described
+        threading.Thread(target=self._finish, args=arguments, name=f"checkpoint-{step}").start()
 
     def wait(self) -> None:
         """Returns when nothing is being written. UserError when the last save failed; nothing of it stays behind."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        try:
+            self._written.wait()
+        except BaseException:  # the user's interrupt: what is nearly done is not left half done
+            self._written.wait()
+            raise
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -184,7 +161,9 @@ class Checkpoints:
             self._publish(step, temporary)
         except Exception as error:
             self._error = self._failed(step, temporary, error)
-            self._error.__cause__ = error
+            self._error.__cause__ = None if self._error is error else error
+        finally:
+            self._written.set()
 
     def _publish(self, step: int, temporary: Path) -> None:
         final = self.directory / str(step)
@@ -205,6 +184,8 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._orbax.wait_until_finished()
         _remove(temporary)
+        if isinstance(error, UserError):
+            return error
         last = self.latest_step()
         kept = "no checkpoint was written before" if last is None else f"the last one is {self.directory / str(last)}"
         return UserError(
@@ -306,6 +287,14 @@ def steps_in(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
 
 
+def refuse_inside(path: str | os.PathLike) -> None:
+    """UserError for a place within a step, or among the steps of a run: what is written there would spoil them."""
+    real = Path(os.path.realpath(path))
+    for folder in (real, *real.parents):
+        if any((each / manifest.FILE).exists() for each in (folder, *(folder / str(i) for i in steps_in(folder)))):
+            raise UserError(f"{path} is inside the checkpoints {folder}; write elsewhere")
+
+
 def lock(directory: Path, shown: Path | None = None) -> int:
     """Keeps a second process from writing here, until the descriptor is closed or the process ends. `shown`: its name
     in the error, where that is not its own.
@@ -366,79 +355,11 @@ def _read_arrays(step_dir: Path, abstract: Any, only: str = "", into: Any = None
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
 
-class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Writes one array after the other: a piece is filled while those before it are on their way to the disk."""
-
-    def __init__(self):
-        super().__init__(deepcopy_host_arrays=False)
-
-    async def serialize(self, values, infos, args=None):
-        self._stopped = False
-        for written in await super().serialize(values, infos, args):
-            try:
-                written.result()
-            except BaseException:  # nothing is written after an error, or after the user's interrupt
-                self._stopped = True
-                with contextlib.suppress(Exception):
-                    written.result()
-                raise
-        return []
-
-    async def _background_serialize(self, values, infos, args=None):
-        self._pending = collections.deque((_DONE, np.empty(0, np.uint8)) for _ in range(PIECES))
-        with concurrent.futures.ThreadPoolExecutor(1) as self._thread:
-            await super()._background_serialize(values, infos, args)
-            for future, _ in self._pending:
-                future.result()
-
-    async def _open_and_write(self, value, tspec, ts_context):
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, value, tspec, ts_context)
-
-    def _write(self, value, tspec, ts_context):
-        if not self._stopped:
-            try:
-                self._write_pieces(value, tspec, ts_context)
-            except Exception:
-                self._stopped = True
-                raise
-
-    def _write_pieces(self, value, tspec, ts_context):
-        rows, source = _rows_in_a_piece(value), Rows(value.blocks())
-        if value.shape:
-            tspec["metadata"]["chunks"] = [rows, *value.shape[1:]]
-        store = tensorstore.open(tspec, create=True, open=True, context=ts_context).result()
-        for start in range(0, value.shape[0] if value.shape else 1, rows):
-            part = store[start : min(start + rows, value.shape[0])] if value.shape else store
-            before, memory = self._pending[0]
-            before.result()
-            if self._stopped:
-                return
-            size = math.prod(part.shape) * value.dtype.itemsize
-            if memory.size < size:
-                memory = np.empty(max(size, PIECE), np.uint8)
-            piece = memory[:size].view(value.dtype).reshape(part.shape)
-            source.read_into(piece)
-            # A piece is a whole chunk: it goes to the file as it is, without a copy.
-            self._pending.append((part.write(piece, can_reference_source_data_indefinitely=True), memory))
-            self._pending.popleft()
-
-
-_DONE = concurrent.futures.Future()
-_DONE.set_result(None)
-
-
-def _rows_in_a_piece(array: Lazy) -> int:
-    if not array.shape:
-        return 1
-    pieces = math.ceil(array.size * array.dtype.itemsize / PIECE)
-    return math.ceil(array.shape[0] / min(pieces, array.shape[0]))
-
-
 def _handler() -> ocp.PyTreeCheckpointHandler:
     # Replica-parallel writing slices every replicated array by a compiled program: 250 ms instead of 50 ms for 17 MB on
     # 8 simulated devices. Shapes and dtypes are in the manifest and shardings come from the caller: no files for them.
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False, enable_write_sharding_file=False)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (Lazy, _LazyHandler()))
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (Lazy, LazyHandler()))
     # Without a limit on bytes in flight orbax writes all arrays in one transaction: fewer files, and a full disk is one
     # error. With one, the writes that are still under way after an error print tracebacks of their own.
     handler = ocp.BasePyTreeCheckpointHandler(

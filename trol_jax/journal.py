@@ -4,27 +4,30 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from trol_jax.errors import UserError
 
+BEGIN = '{"id": '
+
 
 class Journal:
     """The answers of one `source`, a checkpoint and a way to ask it. Lines from another are of no use here.
 
-    Every line has an "id" and its "source".
+    Every line has an "id", which comes first, and its "source". added: fields that an answer has and its question has
+    not.
     """
 
-    def __init__(self, path: Path, source: str):
-        self.path, self.source = path, source
+    def __init__(self, path: Path, source: str, added: Collection[str]):
+        self.path, self.source, self.added = path, source, {"id", "source", *added}
 
     def read(self, asked: Mapping[Hashable, Mapping]) -> dict[Hashable, dict]:
-        """Lines by id, of those whose fields agree with what is `asked` under that id; others leave the file, as does
-        one that was being written.
+        """Lines by id, of those whose question is what is `asked` under that id; others leave the file, as does one
+        that was being written.
 
-        UserError for a file of another source, whose answers may have taken long.
+        UserError for a file of another source, whose answers may have taken long, and for one that holds no answers.
         """
         with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,22 +36,27 @@ class Journal:
         with explained(self.path):
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         known = {}
-        for text in lines:
+        for number, text in enumerate(lines, start=1):
+            if number == len(lines) and not text.endswith("\n") and (text.startswith(BEGIN) or BEGIN.startswith(text)):
+                continue  # it was being written
             try:
-                old = json.loads(text) if text.endswith("\n") else None
+                old = json.loads(text)
                 source, wanted = old["source"], asked.get(old["id"])
             except (ValueError, KeyError, TypeError):
-                continue
+                raise UserError(f"{self.path}, line {number} is no answer; write to another file") from None
             if source != self.source:
                 raise UserError(
                     f"{self.path} holds answers of another measurement ({source}; this one is {self.source}); "
                     f"write to another, or remove it"
                 )
-            if wanted is not None and wanted.items() <= old.items():
+            if wanted is not None and self._question(wanted) == self._question(old):
                 known[old["id"]] = old
         if len(known) < len(lines):
             self.write(known.values())
         return known
+
+    def _question(self, line: Mapping) -> dict:
+        return {name: value for name, value in line.items() if name not in self.added}
 
     def append(self, lines: Iterable[dict]) -> None:
         """All of the lines, or none when the disk is full."""

@@ -20,33 +20,34 @@ class Rows:
     fast.
     """
 
-    def __init__(self, blocks: Iterable[np.ndarray]):
-        self._blocks, self._rest = iter(blocks), None
+    def __init__(self, blocks: Iterable[np.ndarray], name: str = "them"):
+        """name: of the array, for errors."""
+        self._blocks, self._rest, self._name = iter(blocks), None, name
 
     def read_into(self, target: np.ndarray) -> None:
         """Fills `target` with the next `len(target)` rows, cast to its dtype. A scalar is its only row."""
         if not target.ndim:
-            target[...] = next(self._blocks)
+            assign(target, next(self._blocks), self._name)
             return
         done = 0
         while done < len(target):
             if self._rest is None or not len(self._rest):
                 self._rest = next(self._blocks)
             part, self._rest = np.split(self._rest, [len(target) - done])
-            assign(target[done : done + len(part)], part)
+            assign(target[done : done + len(part)], part, self._name)
             done += len(part)
 
 
-def assign(target: np.ndarray, source: np.ndarray) -> None:
+def assign(target: np.ndarray, source: np.ndarray, name: str = "them") -> None:
     """target[...] = source, in blocks that stay in the processor's cache where that means to transpose.
 
-    UserError for numbers that the target's dtype cannot hold.
+    UserError for numbers that the target's dtype cannot hold. name: of the array, for that.
     """
     try:
         _assign(target, source)
-    except FloatingPointError:
+    except OverflowError:
         raise UserError(
-            f"there are numbers of {source.dtype} beyond the range of {target.dtype}; choose another --dtype"
+            f"numbers of {source.dtype} in {name} are beyond the range of {target.dtype}; choose another --dtype"
         ) from None
 
 
@@ -60,10 +61,15 @@ def _assign(target: np.ndarray, source: np.ndarray) -> None:
             starts = range(0, flat.shape[1], BLOCK)
             list(_threads.map(functools.partial(_assign_block, target.reshape(flat.shape), flat), starts))
             return
-    with np.errstate(over="raise"):
-        target[...] = source
+    _copy(target, source)
 
 
 def _assign_block(target: np.ndarray, source: np.ndarray, start: int) -> None:
-    with np.errstate(over="raise"):
-        target[:, start : start + BLOCK] = source[:, start : start + BLOCK]
+    _copy(target[:, start : start + BLOCK], source[:, start : start + BLOCK])
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        target[...] = source
+    if target.dtype != source.dtype and (infinite := np.isinf(target)).any() and np.isfinite(source[infinite]).any():
+        raise OverflowError

@@ -35,13 +35,16 @@ def _value(value, wanted, place: str):
         return from_dict({name: each for name, each in value.items() if name != TYPE}, known[chosen], place)
     if dataclasses.is_dataclass(wanted):
         return from_dict(value, wanted, place)
-    if isinstance(value, list):
-        value = tuple(value)
+    value = _frozen(value)
     plain = isinstance(wanted, types.UnionType)
     accepted = wanted if plain else {int: int, float: (int, float), str: str, bool: bool}.get(wanted, object)
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted in (int, float)):
         raise UserError(f"{place} is {value!r}, must be of type {wanted if plain else wanted.__name__}")
     return float(value) if wanted is float else value
+
+
+def _frozen(value):
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def to_dict(value) -> Any:

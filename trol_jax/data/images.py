@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from trol_jax.errors import UserError
 
 MAX_PIXELS = 40_000_000
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow's, before our own error
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
 
 

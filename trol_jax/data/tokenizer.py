@@ -12,6 +12,7 @@ from trol_jax.data.prompts import FORMATS, ChatFormat
 from trol_jax.errors import UserError
 
 FILE = "tokenizer.json"
+CACHED = 200  # letters of a text whose ids are kept, as of marks and of questions that many pictures share
 
 
 class Tokenizer:
@@ -36,7 +37,7 @@ class Tokenizer:
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         self._marks = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
-        self._encode = functools.lru_cache(maxsize=65536)(self._encode_uncached)
+        self._encode_cached = functools.lru_cache(maxsize=16384)(self._encode)
 
     def __reduce__(self):  # worker processes get the tokeniser without its cache
         return _from_json, (self._backend.to_str(),)
@@ -47,9 +48,9 @@ class Tokenizer:
         What comes before matters in released tokenisers: some put a space before a text but not after a mark, some
         marks swallow white space. specials=False takes the text of a mark as plain text.
         """
-        return list(self._encode(text, specials, after))
+        return list((self._encode_cached if len(text) <= CACHED else self._encode)(text, specials, after))
 
-    def _encode_uncached(self, text: str, specials: bool, after: str) -> tuple[int, ...]:
+    def _encode(self, text: str, specials: bool, after: str) -> tuple[int, ...]:
         plain = not specials and any(mark in text for mark in self._marks)
         backend = self._plain if plain else self._backend
         before, whole = (backend.encode(t, add_special_tokens=False).ids for t in (after, after + text))

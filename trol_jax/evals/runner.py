@@ -25,6 +25,7 @@ from trol_jax.journal import Journal, write
 from trol_jax.models.layers import anywhere
 
 ANSWERS, RESULT, SAMPLES, GATES = "answers.jsonl", "evaluation.json", "samples.png", "gates.png"
+ADDED = ("prediction", "kind", "right", "gate_image", "gate_text")  # to a question, by its answer
 MAX_NEW_TOKENS = 4  # the answers are one or two tokens with their end mark; a longer one is wrong in any case
 
 
@@ -56,7 +57,7 @@ def evaluate(
     source = f"{manifest.identity(step_dir)}, {how}, data {data.fingerprint()}"
 
     # ------------------------------------------------------------------ what was answered before
-    answers = Journal(output / ANSWERS, source)
+    answers = Journal(output / ANSWERS, source, ADDED)
     known = answers.read({row["id"]: asked(row) for row in everything})
     todo = [row for row in rows if row["id"] not in known]
     if not todo and (result := complete(output, source, len(rows))):

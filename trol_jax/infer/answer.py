@@ -75,7 +75,7 @@ class Answerer:
         `sharding.rules.Layout`, by default the first device.
         """
         step_dir = checkpoint.resolve(path)
-        here = saved.read(step_dir)
+        here = saved.read_whole(step_dir)
         run = here.settings
         if run is not None and run.objective != "answers":
             raise UserError(
@@ -135,14 +135,13 @@ class Answerer:
     def stream(self, request: Request) -> Iterator[str]:
         """The text of an answer in pieces, as they come."""
         shown = ""
-        for _ in request.stream():
-            text = self.text(request.said).rstrip("\ufffd")  # what the first bytes of a letter look like
+        for news in itertools.chain(request.stream(), [None]):
+            text = self.text(request.said)
+            if news is not None:
+                text = text.rstrip("\ufffd")  # what the first bytes of a letter look like
             if text.startswith(shown) and text != shown:
                 yield text[len(shown) :]
                 shown = text
-        text = self.text(request.said)
-        if text.startswith(shown) and text != shown:
-            yield text[len(shown) :]
 
     def finish(self, request: Request | UserError) -> Answer | UserError:
         """Waits for the whole answer."""

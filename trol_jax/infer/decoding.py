@@ -25,7 +25,7 @@ class Decoding:
         ranges = {
             "beams": (self.beams >= 1, "at least 1"),
             "length_penalty": (math.isfinite(self.length_penalty), "finite"),
-            "temperature": (0 <= self.temperature < math.inf, "0 or more"),
+            "temperature": (0 <= self.temperature <= 1e6, "between 0 and 1e6"),
             "top_k": (self.top_k >= 0, "0 or more"),
             "top_p": (0 <= self.top_p <= 1, "between 0 and 1"),
             "seed": (0 <= self.seed < 2**32, "between 0 and 2**32 - 1"),

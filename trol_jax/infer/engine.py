@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from trol_jax.infer.generate import decoder, inputs, prefill
-from trol_jax.infer.sampling import Sampling, sample
+from trol_jax.infer.sampling import Sampling, randoms, sample
 from trol_jax.models.cache import Cache, placed, stored
 from trol_jax.models.trol import TroL
 
@@ -29,7 +29,7 @@ class Slots:
     sampling: Sampling
 
 
-SHORTEST = 256  # tokens of a slot at first
+SHORTEST = 192  # tokens of a slot at first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,10 +53,12 @@ class Engine:
         return _start(self.model, self.size, min(SHORTEST, self.length), self.cache)
 
     def fit(self, slots: Slots, tokens: int) -> Slots:
-        """Slots that hold so many tokens: as they are, or twice as long, or four times, ..."""
-        while (length := slots.cache.valid.shape[1]) < tokens:
-            slots = _grow(self.model.layout, slots, min(2 * length, self.length))
-        return slots
+        """Slots that hold so many tokens: as they are, or 256, 384, 512, 768, 1024, ... long."""
+        if slots.cache.valid.shape[1] >= tokens:
+            return slots
+        power = 1 << (tokens - 1).bit_length()
+        length = min(power * 3 // 4 if tokens <= power * 3 // 4 else power, self.length)
+        return _grow(self.model.layout, slots, length)
 
     def prompt(self, tokens: np.ndarray, tiles: np.ndarray | None):
         """tokens: int[P, T], padded with -1 on the right; tiles: uint8[P, M, height, width, C] or None.
@@ -126,7 +128,7 @@ def _prompt(model: TroL, params, tokens, tiles, dtype):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _admit(layout: Callable, slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampling) -> Slots:
     nothing = jnp.zeros_like(limits)
-    new = Slots(prompts, sample(logits, nothing, samplings), nothing, limits, samplings)
+    new = Slots(prompts, sample(logits, samplings, randoms(samplings, nothing, 1)[0]), nothing, limits, samplings)
     length = prompts.valid.shape[1]
     empty = slots.cache.replace(valid=slots.cache.valid.at[free].set(False, mode="drop"))
 
@@ -142,6 +144,7 @@ def _admit(layout: Callable, slots: Slots, free, logits, prompts: Cache, limits,
 @functools.partial(jax.jit, static_argnames=("model", "stop", "chunk"), donate_argnames="slots")
 def _decode(model: TroL, params, slots: Slots, stop: tuple[int, ...], chunk: int):
     step_once = decoder(model, params)
+    random = randoms(slots.sampling, slots.step + 1, chunk)
 
     def unfinished(carry):
         i, slots, _ = carry
@@ -157,7 +160,7 @@ def _decode(model: TroL, params, slots: Slots, stop: tuple[int, ...], chunk: int
         )
         # A slot that is free writes where its next prompt will: its index stays.
         cache = cache.replace(index=jnp.where(busy, cache.index, slots.cache.index))
-        next_token = jnp.where(ended, -1, sample(logits[:, 0], step, slots.sampling))
+        next_token = jnp.where(ended, -1, sample(logits[:, 0], slots.sampling, random[i]))
         said = said.at[:, i].set(token)
         return i + 1, slots.replace(cache=cache, token=next_token, step=step), said
 

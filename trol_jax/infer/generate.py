@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from trol_jax.infer.sampling import Sampling, sample
+from trol_jax.infer.sampling import Sampling, randoms, sample
 from trol_jax.models.cache import Cache, placed
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL
@@ -28,6 +28,12 @@ def generate(
     """
     logits, cache, gate = prefill(model, params, tokens, segment_ids, images, max_new_tokens)
     step_once = decoder(model, params)
+    random = None
+    if sampling is not None:
+        random = randoms(sampling, jnp.zeros(len(tokens), jnp.int32), max_new_tokens + 1)
+
+    def choose(logits, step):
+        return sample(logits, sampling, None if random is None else random[step])
 
     def unfinished(carry):
         step, token, *_ = carry
@@ -38,11 +44,10 @@ def generate(
         answers = answers.at[:, step].set(token)
         ended = (token < 0) | jnp.isin(token, jnp.array(stop))
         logits, cache = step_once(jnp.maximum(token, 0)[:, None], cache)
-        return step + 1, jnp.where(ended, -1, sample(logits[:, 0], step + 1, sampling)), cache, answers
+        return step + 1, jnp.where(ended, -1, choose(logits[:, 0], step + 1)), cache, answers
 
     answers = jnp.full((len(tokens), max_new_tokens), -1, jnp.int32)
-    first = sample(logits, jnp.int32(0), sampling)
-    answers = jax.lax.while_loop(unfinished, body, (jnp.int32(0), first, cache, answers))[-1]
+    answers = jax.lax.while_loop(unfinished, body, (jnp.int32(0), choose(logits, 0), cache, answers))[-1]
     return answers, {"gate": gate}
 
 

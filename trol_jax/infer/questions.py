@@ -22,7 +22,7 @@ ADDED = ("id", "prediction", "error", "source")
 def read(path: str | os.PathLike) -> list[dict]:
     """The lines as they are, with their number as "id"; UserError that names the first line that is no question."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -35,7 +35,7 @@ def read(path: str | os.PathLike) -> list[dict]:
 
 def _row(line: str, where: str) -> dict:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_refuse)
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
@@ -47,6 +47,10 @@ def _row(line: str, where: str) -> dict:
     if taken := [name for name in ADDED if name in row]:
         raise UserError(f'{where}: the field "{taken[0]}" is written with the answers; give it another name')
     return row
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _images(row: dict) -> list[str]:
@@ -68,7 +72,7 @@ def answer(
     source: names the checkpoint and how it is asked. Started again it goes on where it was stopped, and asks again what
     could not be asked; a file of another source is never changed.
     """
-    rows, journal = read(path), Journal(Path(output), source)
+    rows, journal = read(path), Journal(Path(output), source, ADDED)
     found = journal.read({row["id"]: row for row in rows})
     known = {number: found[number] for number in sorted(found) if "error" not in found[number]}
     if len(known) < len(found):

@@ -19,8 +19,25 @@ class Sampling:
     seed: jax.Array
 
 
-def sample(logits: jax.Array, step: jax.Array, sampling: Sampling | None) -> jax.Array:
-    """logits: float32[B, V]; step: int[] or int[B], number of the token in its answer. Returns int32[B]."""
+def randoms(sampling: Sampling, step: jax.Array, count: int) -> jax.Array:
+    """Numbers in [0, 1) for `count` tokens of each answer from `step`, int32[B], on: float32[count, B].
+
+    For many tokens at a time, because on a CPU a few numbers take as long as many.
+    """
+
+    def number(seed, step):
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
+
+    steps = step + jnp.arange(count)[:, None]
+    return jax.lax.cond(
+        (sampling.temperature > 0).any(),
+        lambda: jax.vmap(jax.vmap(number), in_axes=(None, 0))(sampling.seed, steps),
+        lambda: jnp.zeros(steps.shape, jnp.float32),
+    )
+
+
+def sample(logits: jax.Array, sampling: Sampling | None = None, random: jax.Array | None = None) -> jax.Array:
+    """logits: float32[B, V]; random: float32[B], of `randoms`. Returns int32[B]; without `sampling` the most likely."""
     best = logits.argmax(axis=-1).astype(jnp.int32)
     if sampling is None:
         return best
@@ -29,7 +46,7 @@ def sample(logits: jax.Array, step: jax.Array, sampling: Sampling | None) -> jax
     scaled = logits / jnp.where(draws, sampling.temperature, 1)[:, None]
     # Sorting a vocabulary takes long: only where someone asks for it.
     scaled = jax.lax.cond(filtered, lambda: _filter(scaled, sampling.top_k, sampling.top_p), lambda: scaled)
-    drawn = jax.lax.cond(some, lambda: _draw(scaled, sampling.seed, jnp.broadcast_to(step, best.shape)), lambda: best)
+    drawn = jax.lax.cond(some, lambda: _draw(jax.nn.softmax(scaled), random), lambda: best)
     return jnp.where(draws, drawn, best)
 
 
@@ -44,8 +61,22 @@ def _filter(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
 
 
 @jax.vmap
-def _draw(logits: jax.Array, seed: jax.Array, step: jax.Array) -> jax.Array:
-    # By one random number, where `jax.random.categorical` takes one for each entry of the vocabulary.
-    reached = jnp.cumsum(jax.nn.softmax(logits))
-    random = jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step))
-    return (reached <= random * reached[-1]).sum(dtype=jnp.int32)
+def _draw(p: jax.Array, random: jax.Array) -> jax.Array:
+    """Inverts the cumulative distribution: of blocks of tokens, then of those of one. A sum over all is slow."""
+    block = 1 << len(p).bit_length() // 2
+    blocks = jnp.pad(p, (0, -len(p) % block)).reshape(-1, block)
+    mass = blocks.sum(axis=-1)
+    row, rest = _reach(mass, random * mass.sum())
+    column, _ = _reach(blocks[row], rest)
+    return row * block + column
+
+
+def _reach(mass: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the first whose cumulative sum exceeds what is wanted, what is then left). Never one without mass, where a sum
+    that is taken in parallel may yet rise.
+    """
+    reached = jnp.cumsum(mass)
+    last = len(mass) - 1 - (mass > 0)[::-1].argmax()
+    beyond = (reached > wanted) & (mass > 0)
+    i = jnp.where(beyond.any(), beyond.argmax(), last).astype(jnp.int32)
+    return i, jnp.maximum(wanted - (reached[i] - mass[i]), 0)

@@ -105,7 +105,7 @@ class Server:
         with self._wake:
             if self._end:
                 raise self._end
-            if self._limit is not None and len(self._waiting) >= self._limit:
+            if self._limit is not None and sum(self.load) >= self.engine.size + self._limit:
                 raise Full(f"{self._limit} requests are waiting already; try again later")
             self._waiting.append(request)
             self._wake.notify()
@@ -118,8 +118,10 @@ class Server:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests that are being answered, and that wait."""
-        return len(self._running), len(self._ready.requests) + len(self._waiting)
+        """Requests that are being answered, and that wait; without those that were cancelled."""
+        lists = list(self._running.values()), [*self._ready.requests.values(), *self._waiting]
+        running, waiting = (sum(not request._cancelled for request in each) for each in lists)
+        return running, waiting
 
     def close(self) -> None:
         """Ends what is running and what waits, with an error for those who listen."""
@@ -147,9 +149,13 @@ class Server:
     # ------------------------------------------------------------------ in the thread
     def _run(self) -> None:
         try:
-            slots = self.engine.start()
-            while self._wait():
-                slots = self._admit(slots)
+            while True:
+                self._forget()
+                if not self._busy():
+                    slots = self.engine.start()  # what long answers took is free again
+                if not self._wait():
+                    break
+                slots = self._grow(self._admit(slots))
                 slots, said = self.engine.decode(slots)
                 self._prefill()  # of some that wait, at the same time where the device can
                 slots = self._deliver(slots, np.asarray(said))
@@ -163,10 +169,25 @@ class Server:
             self._end = self._end or reason
             self._wake.notify()
 
+    def _busy(self) -> bool:
+        return bool(self._running or self._ready.requests or self._waiting)
+
     def _wait(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._end or self._running or self._ready.requests or self._waiting)
+            self._wake.wait_for(lambda: self._end or self._busy())
             return not self._end
+
+    def _forget(self) -> None:
+        """Those that were cancelled before they had a slot."""
+        gone = [request for request in list(self._waiting) if request._cancelled]
+        for request in gone:
+            self._waiting.remove(request)
+        ready = self._ready.requests
+        gone += [ready.pop(row) for row, request in list(ready.items()) if request._cancelled]
+        for request in gone:
+            request.say([], last=True)
+        if not ready:
+            self._ready = Ready()  # prompts take memory
 
     def _prefill(self) -> None:
         """Runs the prompts of the one that waits longest and of those like it; at most as many as slots are free, or
@@ -195,16 +216,21 @@ class Server:
         self._running |= {slot: ready.requests.pop(row) for row, slot in taken.items()}
         for row, slot in taken.items():
             self._running[slot].run(np.asarray(ready.gate[row]))
-        longest = max(len(request.tokens) + request.max_new_tokens for request in self._running.values())
-        slots = self.engine.fit(slots, max(longest, ready.prompts[1].valid.shape[1]))
+        if not ready.requests:
+            self._ready = Ready()
+        slots = self.engine.fit(slots, ready.prompts[1].valid.shape[1])
         where = [taken.get(row, self.engine.size) for row in range(len(ready.limits))]
         return self.engine.admit(slots, where, ready.prompts, ready.limits, ready.samplings)
 
+    def _grow(self, slots):
+        """Slots that hold what the next chunk may bring."""
+        chunk, running = self.engine.chunk, self._running.values()
+        tokens = (len(r.tokens) + min(len(r.said) + chunk, r.max_new_tokens) for r in running)
+        return self.engine.fit(slots, max(tokens, default=1))
+
     def _next(self, most: int) -> list[Request]:
         """The one that waits longest, and of the others, in order, those whose prompts have its shape."""
-        for request in [request for request in list(self._waiting) if request._cancelled]:
-            self._waiting.remove(request)
-            request.say([], last=True)
+        self._forget()
         if not self._waiting:
             return []
         shape = self._shape(self._waiting[0])

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trol_jax import checkpoint
 from trol_jax.errors import UserError
+from trol_jax.models import kernels
 from trol_jax.models.layers import anywhere
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.quantization import int8_kernel, nf4_kernel
@@ -25,20 +26,13 @@ QUANTIZERS = {"int8": int8_kernel, "nf4": nf4_kernel}
 KINDS = ("float32", "bfloat16", *QUANTIZERS)
 AHEAD = 2  # arrays that are read while others are worked on
 
-# What becomes of each parameter, unless all are to be float32: the first expression that matches its name tells the
-# dtype or, of a kernel that int8 and nf4 quantise, how many of its axes are inputs.
+# In fewer bits are the kernels of the decoder's layers (`models.kernels`), all else is in bfloat16 or, where it is few
+# numbers, in float32.
 #
 # That is what the paper says of its language models, and all that pays: of the released models these kernels are 62 to
 # 87% of the weights. The original (trol/load_trol.py) does not do it. It has bitsandbytes leave alone what is called
 # vit, vision_proj, ffn, output or trol_gating, and in its InternLM2 the kernels of the layers are called "ffn" too, as
 # the part of a layer with partial LoRA that is not the low-rank pair: only these pairs are quantised there.
-TABLE = (
-    (r"decoder/layers/block/(qkv|gate|up|down)/kernel", 1),
-    (r"decoder/layers/block/out/kernel", 2),
-    # Few numbers, and each of them weighs on many.
-    (r".*norm[12]?/(scale|bias)|.*/scale[12]|decoder/gate_(kernel|bias)", jnp.float32),
-    (r".*", jnp.bfloat16),
-)
 
 
 def load(path: str | os.PathLike, model: TroL, kind: str | None = None) -> dict:
@@ -108,10 +102,9 @@ def maker(name: str, kind: str | None) -> Callable[[np.ndarray], Any]:
     """What makes the parameter of an array, of one layer; name: in the checkpoint."""
     if kind is None:
         return jnp.asarray
-    rule = next(rule for expression, rule in TABLE if re.fullmatch(expression, name))
-    if kind in QUANTIZERS and isinstance(rule, int):
-        return functools.partial(_quantize, kind=kind, inputs=rule)
-    full = kind == "float32" or rule is jnp.float32
+    if kind in QUANTIZERS and (inputs := kernels.inputs(name)):
+        return functools.partial(_quantize, kind=kind, inputs=inputs)
+    full = kind == "float32" or re.fullmatch(kernels.PRECISE, name)
     return functools.partial(jnp.asarray, dtype=jnp.float32 if full else jnp.bfloat16)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from trol_jax.ops import norms
-from trol_jax.ops.quantization import product
+from trol_jax.ops.linear import product
 
 Axes = tuple[str | None, ...]
 
@@ -48,7 +48,7 @@ class Linear(nn.Module):
             )  # fmt: skip
             init = init if scale else nn.initializers.zeros_init()
             init = nn.with_logical_partitioning(init, axes)
-            return self.param(name, init, (*inputs, *outputs))  # or what `ops.quantization` makes of it
+            return self.param(name, init, (*inputs, *outputs))  # or another kernel of `ops.linear`
 
         w = kernel("kernel", self.inputs, self.outputs, self.axes)
         x = x.astype(self.dtype)

@@ -24,9 +24,23 @@ CODEBOOK = np.array(
     ],
     np.float32,
 )  # fmt: skip
-_BETWEEN = ((CODEBOOK[1:].astype(np.float64) + CODEBOOK[:-1]) / 2).astype(np.float32)
 BLOCK = 64  # weights that share a scale
 GROUP = 256  # scales that share a scale of their own
+
+
+def _dynamic_table() -> np.ndarray:
+    """The 256 numbers of "dynamic" 8 bits (arXiv 2110.02861, section 1.3): in each of seven decades up to 1 the middles
+    of equal steps, twice as many as in the decade below, with either sign; zero and one.
+    """
+    middles = []
+    for decade in range(7):
+        steps = np.linspace(0.1, 1, 2**decade + 1)
+        middles.append((steps[1:] + steps[:-1]) / 2 * 10.0 ** (decade - 6))
+    middles = np.concatenate(middles)
+    return np.sort(np.concatenate([-middles, [0.0], middles, [1.0]])).astype(np.float32)
+
+
+DYNAMIC = _dynamic_table()
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("values", "scale"), meta_fields=())
@@ -43,18 +57,17 @@ class Int8:
 )
 @dataclasses.dataclass(frozen=True)
 class NF4:
-    """Weights [*inputs, *outputs] as QLoRA stores them, "double quantisation" included.
+    """Weights [*inputs, *outputs] as QLoRA and bitsandbytes store them, "double quantisation" included.
 
     The inputs, taken as one axis, are cut into blocks of BLOCK for each output. Where BLOCK divides their number, these
-    are the blocks that bitsandbytes makes of a torch weight [out, in]; where it does not, the last block of each output
-    is smaller here, while theirs run on into the next output. The largest absolute value of each block is kept as its
-    difference from their mean, in 8 bits, with a scale for every GROUP of them. Those 8 bits are linear here;
-    bitsandbytes has a table of its own for them, the paper says "8-bit Float".
+    are the blocks that bitsandbytes makes of a torch weight [out, in], and all numbers are its own; where it does not,
+    the last block of each output is smaller here, while theirs run on into the next output. The largest absolute value
+    of each block is kept as its difference from their mean, an index into DYNAMIC, with a scale for each GROUP of them.
     """
 
     values: Any  # uint4[*inputs, *outputs], indices into CODEBOOK; never packed by hand: the compiler packs them better
-    codes: Any  # int8[blocks, *outputs]
-    scale: Any  # float32[groups], over the codes in order of memory
+    codes: Any  # uint8[blocks, *outputs], indices into DYNAMIC
+    scale: Any  # float32[groups], over the codes of one output after the other
     mean: Any  # float32[]
     inputs: int = 1  # how many axes are inputs
 
@@ -82,14 +95,20 @@ def nf4_kernel(kernel: jax.Array, inputs: int) -> NF4:
     flat = jnp.pad(flat, ((0, -rows % BLOCK), (0, 0))).reshape(-1, BLOCK, width)
     largest = jnp.abs(flat).max(axis=1)
     mean = largest.mean()
-    groups = jnp.pad((largest - mean).reshape(-1), (0, -largest.size % GROUP)).reshape(-1, GROUP)
-    codes, scale = to_int8(groups)
-    codes = codes.reshape(-1)[: largest.size].reshape(-1, *shape[inputs:])
-    # Rounded against the block's scale as it will be read, which makes up for the error of that.
-    read = _block_scale(codes, scale, mean).reshape(-1, 1, width)
-    ratio = flat / _divisor(read)
-    values = sum((ratio > between).astype(jnp.uint8) for between in _BETWEEN)
+    groups = jnp.pad((largest - mean).T.reshape(-1), (0, -largest.size % GROUP)).reshape(-1, GROUP)
+    scale = jnp.abs(groups).max(axis=1)
+    codes = _nearest(groups / _divisor(scale)[:, None], DYNAMIC).reshape(-1)[: largest.size]
+    codes = codes.reshape(width, -1).T.reshape(-1, *shape[inputs:])
+    values = _nearest(flat / _divisor(largest)[:, None], CODEBOOK)
     return NF4(values.reshape(-1, width)[:rows].reshape(shape).astype(jnp.uint4), codes, scale, mean, inputs)
+
+
+def _nearest(x: jax.Array, table: np.ndarray) -> jax.Array:
+    """uint8 indices into a table in order."""
+    between = ((table[1:].astype(np.float64) + table[:-1]) / 2).astype(np.float32)
+    if len(table) > 16:
+        return jnp.searchsorted(between, x).astype(jnp.uint8)
+    return sum((x > each).astype(jnp.uint8) for each in between)  # one loop over memory
 
 
 def dequantize(q: Quantized, dtype) -> jax.Array:
@@ -103,20 +122,12 @@ def dequantize(q: Quantized, dtype) -> jax.Array:
     return (values * scale.reshape(shape)).astype(dtype)
 
 
-def product(x: jax.Array, kernel: jax.Array | Quantized, inputs: int) -> jax.Array:
-    """x [..., *inputs] times kernel [*inputs, *outputs] -> [..., *outputs], computed in the dtype of x."""
-    if isinstance(kernel, Int8):
-        y = jnp.tensordot(x, kernel.values.astype(x.dtype), inputs, preferred_element_type=jnp.float32)
-        return (y * kernel.scale).astype(x.dtype)
-    kernel = dequantize(kernel, x.dtype) if isinstance(kernel, NF4) else kernel.astype(x.dtype)
-    return jnp.tensordot(x, kernel, inputs)
-
-
 def _divisor(scale: jax.Array) -> jax.Array:
     return jnp.where(scale == 0, 1, scale)
 
 
 def _block_scale(codes: jax.Array, scale: jax.Array, mean: jax.Array) -> jax.Array:
     """The largest absolute value of each block, as it is kept; never negative by its rounding, or signs would flip."""
-    each = jnp.repeat(scale, GROUP)[: codes.size].reshape(codes.shape)
-    return jnp.maximum(codes * each + mean, 0)
+    blocks, width = len(codes), math.prod(codes.shape[1:])
+    each = jnp.repeat(scale, GROUP)[: codes.size].reshape(width, blocks).T.reshape(codes.shape)
+    return jnp.maximum(jnp.asarray(DYNAMIC)[codes.astype(jnp.int32)] * each + mean, 0)

@@ -1,6 +1,7 @@
 """From an app to a process that listens, and ends well."""
 
 import asyncio
+import logging
 import signal
 import socket
 
@@ -30,27 +31,33 @@ def url(listener: socket.socket) -> str:
 
 def run(app: FastAPI, served: dict[str, Served], listener: socket.socket) -> None:
     """Until the process gets SIGINT or SIGTERM; closes the servers."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends well, and then hands the signal on to this
-        signal.signal(number, lambda *_: None)
-    _Uvicorn(app, served).run(sockets=[listener])
-    _close(served)
+    server = Server(app, served)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # before uvicorn listens to them; in the end it hands them on to this
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[listener])
 
 
-class _Uvicorn(uvicorn.Server):
+class Server(uvicorn.Server):
+    """Serves until it gets a signal, or until `should_exit` is set."""
+
     def __init__(self, app: FastAPI, served: dict[str, Served]):
-        super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2 * GRACE)
-        )
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
         self.served = served
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """After the time that they have, answers end with an error."""
-        loop = asyncio.get_running_loop()
-        closing = loop.call_later(GRACE, lambda: loop.run_in_executor(None, _close, self.served))
+        """Answers have their time, then they end with an error; pages that are still open are left."""
+        for each in [*self.servers, *(sockets or [])]:
+            each.close()
+        for _ in range(10 * GRACE):
+            if not any(any(one.server.load) for one in self.served.values()):
+                break
+            await asyncio.sleep(0.1)
+        for one in self.served.values():
+            await asyncio.to_thread(one.server.close)
+        log = logging.getLogger("uvicorn.error")
+        log.disabled = True  # it would tell of open pages
         await super().shutdown(sockets)
-        closing.cancel()
-
-
-def _close(served: dict[str, Served]) -> None:
-    for one in served.values():
-        one.server.close()
+        log.disabled = False

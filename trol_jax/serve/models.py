@@ -21,13 +21,12 @@ def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: in
     """By name, which is that of the run's folder. size: answers at a time; length: tokens of a prompt with its answer;
     waiting: requests that may wait beyond those; options: of `Answerer.load`.
     """
-    served = {}
+    loaded = {}
     for path in paths:
         step_dir = checkpoint.resolve(path)
         in_run = step_dir.parent.name == checkpoint.CHECKPOINTS
         name = (step_dir.parents[1] if in_run else step_dir).absolute().name
-        if name in served:
+        if name in loaded:
             raise UserError(f"two checkpoints are called {name}; rename the folder of one")
-        answerer = Answerer.load(step_dir, **options)
-        served[name] = Served(name, answerer, answerer.serve(size, length=length, waiting=waiting))
-    return served
+        loaded[name] = Answerer.load(step_dir, **options)
+    return {name: Served(name, one, one.serve(size, length=length, waiting=waiting)) for name, one in loaded.items()}

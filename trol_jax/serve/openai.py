@@ -33,6 +33,7 @@ from trol_jax.serve.models import Served
 MOST_NEW_TOKENS = 512  # of an answer, where the request does not say
 MOST_STOPS = 4
 PICTURE_BYTES = 20 * 2**20
+LETTERS = 16  # that a token has at most on average, or the request is refused before it is looked at
 
 IGNORED = {
     "metadata",
@@ -112,6 +113,7 @@ def _parts(content: Any) -> Any:
 class _Message(_Given):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[_Part], BeforeValidator(_parts)]
+    name: str | None = None  # changes nothing
 
     @property
     def text(self) -> str:
@@ -224,6 +226,9 @@ def request(served: Served, chat: Chat) -> Request:
     answerer, length = served.answerer, served.server.engine.length
     if chat.system is not None:
         answerer = dataclasses.replace(answerer, system=chat.system)
+    turns = [*(text for turn in chat.question.history for text in turn), chat.question.text, chat.system or ""]
+    if (letters := sum(map(len, turns))) > LETTERS * length:  # tokenising holds up all threads
+        raise _too_long(f"messages of {letters:,} letters take more than {letters // LETTERS:,} tokens", length)
     least = len(chat.pictures) * answerer.model.config.image_tokens
     if least >= length:  # so much can be said before any picture is decoded
         raise _too_long(f"{len(chat.pictures)} pictures take {least:,} tokens or more", length)
@@ -249,7 +254,7 @@ def _too_long(what: str, length: int) -> Refused:
 def _picture(place: str, url: str) -> np.ndarray:
     """Nothing is fetched and no file is opened: the URL itself holds the picture."""
     head, _, data = url.partition(",")
-    if not (head[:5].lower() == "data:" and head.endswith(";base64")):
+    if not (head[:5].lower() == "data:" and head.lower().endswith(";base64")):
         what = f"{place} must hold the picture itself, as data:image/png;base64,...; nothing is fetched"
         raise Refused(400, what, code="invalid_image_url", param=place)
     if len(data) * 3 // 4 > PICTURE_BYTES:

@@ -16,7 +16,8 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trol_jax.errors import UserError
-from trol_jax.ops.quantization import NF4, Int8
+from trol_jax.models import kernels
+from trol_jax.ops.quantization import Quantized
 from trol_jax.sharding import mesh as meshes
 
 PARAMETERS = ("layers", "vocab", "embed", "norm", "heads", "kv_heads", "head_dim", "mlp")
@@ -129,13 +130,8 @@ class Layout:
 
     def like(self, made, names: tuple[str | None, ...]):
         """Shardings of what `ops.quantization` makes of a kernel whose axes have these names; of an array its own."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        if isinstance(made, Int8):
-            outputs = names[made.values.ndim - made.scale.ndim :]
-            return Int8(self.sharding(names, made.values.shape), self.sharding(outputs, made.scale.shape))
-        if isinstance(made, NF4):
-            codes = self.sharding((None, *names[made.inputs :]), made.codes.shape)
-            return NF4(self.sharding(names, made.values.shape), codes, whole, whole, made.inputs)
+        if isinstance(made, Quantized):
+            return self.shardings(kernels.boxed(made, names))
         return self.sharding(names, made.shape)
 
     def batch(self, rows: int) -> NamedSharding:

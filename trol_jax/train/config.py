@@ -15,6 +15,7 @@ from trol_jax.models.layers import REMAT_POLICIES
 from trol_jax.models.variants import ModelConfig, get_variant, with_tokenizer
 from trol_jax.sharding import mesh, rules
 from trol_jax.train.optimizer import OptimizerOptions
+from trol_jax.train.parameters import LoraOptions, all_trained, parse
 from trol_jax.train.step import OBJECTIVES
 
 DTYPES = ("float32", "bfloat16")
@@ -32,6 +33,8 @@ class RunConfig:
     model: ModelOptions
     data: DataOptions
     optimizer: OptimizerOptions
+    parameters: tuple  # what becomes of each: ((regular expression, treatment), ...), see trol_jax.train.parameters
+    lora: LoraOptions
     objective: str  # what is minimised, a name of trol_jax.train.step.OBJECTIVES
     start_from: str  # a run or checkpoint of the same model, whose parameters this run starts with; "" = random
     seed: int
@@ -86,6 +89,15 @@ def check(config: RunConfig) -> None:
         value = getattr(config.optimizer, name)
         if not (math.isfinite(value) and fits(value)):
             raise UserError(f"config.optimizer.{name} is {value}, must be {wanted}")
+    for row in config.parameters:
+        if not (isinstance(row, tuple) and len(row) == 2 and all(isinstance(text, str) for text in row)):
+            raise UserError(f"config.parameters has {row!r}, must be pairs of a regular expression and a treatment")
+        if parse(row[1]).lora and config.lora.rank < 1:
+            raise UserError(f"config.lora.rank is {config.lora.rank}, must be at least 1 for {row[1]!r}")
+    if not config.start_from and not all_trained(config.parameters):
+        raise UserError("config.parameters freezes some, so config.start_from must name the checkpoint that has them")
+    if not math.isfinite(config.lora.alpha):
+        raise UserError(f"config.lora.alpha is {config.lora.alpha}, must be finite")
     if config.model.passes < 1:
         raise UserError(f"config.model.passes is {config.model.passes}, must be at least 1")
     if config.batch_size % config.accumulation:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import signal
@@ -11,17 +12,19 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from trol_jax import checkpoint, manifest, saved, typed
 from trol_jax.data import easy_vqa, pipeline
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
-from trol_jax.models.trol import TroL
+from trol_jax.models.trol import TroL, abstract_params, init_params
 from trol_jax.models.variants import VARIANTS, get_variant
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import config as config_lib
-from trol_jax.train.metrics import Metrics, is_finite
+from trol_jax.train import parameters
+from trol_jax.train.metrics import Metrics, flat, is_finite
 from trol_jax.train.optimizer import make_optimizer, make_schedule
 from trol_jax.train.step import init_state, make_train_step
 
@@ -52,18 +55,31 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     else:
         tokenizer = train_tokenizer(source.texts(), FORMATS[get_variant(config.model.variant).family])
         this = saved.Saved(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id), tokenizer)
+    if config.start_from and not begun and not parameters.all_trained(config.parameters):
+        this = dataclasses.replace(this, base=saved.Base.of(origin))
     sizes, tokenizer = this.model, this.tokenizer
-    model = TroL(sizes, jnp.dtype(config.dtype), config.scan, config.remat, layout=layout)
+    dtype = jnp.dtype(config.dtype)
+    model = TroL(sizes, dtype, config.scan, config.remat, layout=layout)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     # ------------------------------------------------------------------ shapes first, then shardings, then arrays
-    init = lambda: init_state(model, optimizer, jax.random.key(config.seed))  # noqa: E731
+    shapes = flatten_dict(nn.unbox(abstract_params(model)), sep="/")
+    treatments = parameters.treatments(config.parameters, list(shapes))
+    print(parameters.report(config.parameters, shapes, config.lora))
+
+    def init():
+        """(state, frozen parameters), boxed with their logical axis names."""
+        rng = jax.random.key(config.seed)
+        trained, frozen = parameters.split(init_params(model, rng), treatments, config.lora, dtype, rng)
+        return init_state(trained, optimizer), frozen
+
     boxed = jax.eval_shape(init)
-    state_shardings = layout.shardings(boxed)
-    abstract_state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.unbox(boxed), state_shardings
-    )
+    state_shardings, frozen_shardings = layout.shardings(boxed)
+    abstract_state, abstract_frozen = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.unbox(boxed), (state_shardings, frozen_shardings),
+    )  # fmt: skip
     train_step = jax.jit(
         make_train_step(
             model,
@@ -72,9 +88,10 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             objective=config.objective,
             seed=config.seed,
             accumulation=config.accumulation,
-            place=functools.partial(layout.place, boxed=boxed.params),
+            join=parameters.joiner(config.lora),
+            place=functools.partial(layout.place, boxed=boxed[0].params),
         ),
-        in_shardings=(state_shardings, over_devices),
+        in_shardings=(state_shardings, frozen_shardings, over_devices),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
     )
@@ -93,11 +110,19 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
                 return step
             batches.set_state(data_state)
             print(f"going on from step {step} of {config.steps}")
+        elif config.start_from:
+            with about_start_from():
+                trained = parameters.load(
+                    origin, shapes, treatments, config.lora, abstract_state.params, seed=config.seed
+                )
+            start = jax.jit(
+                lambda params: init_state(params, optimizer), out_shardings=state_shardings, donate_argnums=0
+            )
+            step, state = 0, start(trained)
         else:
-            step, state = 0, jax.jit(lambda: nn.unbox(init()), out_shardings=state_shardings)()
-            if config.start_from:
-                with about_start_from():
-                    state = state.replace(params=checkpoint.restore_params(origin, abstract_state.params))
+            step, state = 0, jax.jit(lambda: nn.unbox(init()[0]), out_shardings=state_shardings)()
+        with about_start_from():
+            frozen = parameters.load_frozen(this.base and this.base.find(), treatments, abstract_frozen, dtype)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
         metrics = stack.enter_context(Metrics(workdir, start_step=step, total_steps=config.steps))
         stop = stack.enter_context(sigterm_flag())
@@ -108,7 +133,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         pending, last_saved, began = None, step, time.monotonic()
         while step < config.steps and not stop:
             batch = jax.device_put(next(batches), over_devices)
-            state, values = train_step(state, batch)
+            state, values = train_step(state, frozen, batch)
             step += 1
             # The values of the step before are looked at while this one runs, so the device never waits for the host.
             if pending is not None:
@@ -171,9 +196,9 @@ def about_start_from():
         raise UserError(f"config.start_from: {error}") from error
 
 
-def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict[str, float]:
-    """The metrics of a step, on the host. UserError unless all are finite."""
-    values = {name: float(value) for name, value in jax.device_get(values).items()}
+def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict:
+    """The metrics of a step, on the host, each a number or a list. UserError unless all are finite."""
+    values = {name: value.tolist() for name, value in jax.device_get(values).items()}
     if is_finite(values):
         return values
     checkpoints.wait()
@@ -181,9 +206,10 @@ def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpo
     good = (
         f"the last good checkpoint is {checkpoints.directory / str(last)}" if last is not None else "none was saved yet"
     )
+    bad = ", ".join(name for name, value in flat(values).items() if not math.isfinite(value))
     what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm", "lr"))
     raise UserError(
-        f"not finite at step {step}: {what}; {good}; lower optimizer.lr or optimizer.clip, then start again"
+        f"not finite at step {step}: {bad} ({what}); {good}; lower optimizer.lr or optimizer.clip, then start again"
     )
 
 

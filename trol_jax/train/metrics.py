@@ -50,11 +50,12 @@ class Metrics:
             finally:
                 self.lines.close()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+    def write(self, step: int, values: dict[str, float | list[float]]) -> None:
+        """A list is written as it is in the lines, and in TensorBoard as name/0, name/1, ..."""
+        rounded = {name: rounded_to_six(value) for name, value in values.items()}
         with self.explained():
             self.lines.write(json.dumps({"step": step} | rounded) + "\n")
-            for name, value in values.items():
+            for name, value in flat(values).items():
                 self.board.write_event(self._event(step, summary=scalar(name, value)))
             if time.monotonic() > self.flushed + FLUSH_SECONDS:
                 self.board.flush()
@@ -95,5 +96,16 @@ class Metrics:
         os.replace(temporary, self.path)
 
 
-def is_finite(values: dict[str, float]) -> bool:
-    return all(math.isfinite(value) for value in values.values())
+def rounded_to_six(value: float | list[float]) -> float | list[float]:
+    return [rounded_to_six(each) for each in value] if isinstance(value, list) else float(f"{value:.6g}")
+
+
+def flat(values: dict[str, float | list[float]]) -> dict[str, float]:
+    found = {}
+    for name, value in values.items():
+        found |= {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
+    return found
+
+
+def is_finite(values: dict[str, float | list[float]]) -> bool:
+    return all(math.isfinite(value) for value in flat(values).values())

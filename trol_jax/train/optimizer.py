@@ -28,7 +28,7 @@ def make_optimizer(options: OptimizerOptions, schedule: optax.Schedule) -> optax
     def decays(path, _):
         # Stacked layers add an axis, so the name decides and not the rank. Parameters may be boxed with axis names.
         name = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)][-1]
-        return name in ("kernel", "embedding", "lora_a", "lora_b")
+        return name.rpartition("/")[2] in ("kernel", "embedding", "lora_a", "lora_b", "adapter_a", "adapter_b")
 
     adamw = optax.adamw(
         schedule,

@@ -1,4 +1,4 @@
-"""One training step, pure: (state, batch) -> (state, metrics)."""
+"""One training step, pure: (state, frozen parameters, batch) -> (state, metrics)."""
 
 from collections.abc import Callable
 
@@ -7,26 +7,29 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from trol_jax.models.trol import TroL, init_params
+from trol_jax.models.trol import TroL
 from trol_jax.ops.image import normalize
 from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
+
+OPEN, CLOSED = 0.9, 0.1  # gates above keep the second pass alone, those below the first
 
 
 @struct.dataclass
 class TrainState:
     step: jax.Array  # int32[], steps done
-    params: dict
+    params: dict  # those that are trained
     opt_state: optax.OptState
 
 
-def init_state(model: TroL, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
-    """A fresh state. Parameters and moments alike are boxed with their logical axis names; see `sharding.rules`."""
-    params = init_params(model, rng)
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state of what is trained. Moments are boxed with logical axis names as the parameters are."""
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
 def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
-    """The model's loss: every answer token given all before it. Also the mean gate over tokens that are not padding."""
+    """The model's loss: every answer token given all before it. Also the gate over tokens that are not padding: its
+    mean, and by layer its mean, its mean square, and the shares of tokens where it is open and closed.
+    """
     x, out = model.apply(
         {"params": params},
         batch["tokens"],
@@ -40,9 +43,19 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
     # Gathered here, once, and not for each piece of the loss.
     head = model.layout(params["decoder"]["head"]["kernel"], None, "act_vocab")
     loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"])
-    real = jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"]))
-    gate = jnp.sum(out["gate"], where=real)
-    return {"loss": (loss, tokens), "token_accuracy": (right, tokens), "gate": (gate, real.sum(dtype=jnp.float32))}
+    gate, real = out["gate"], jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"])[1:])
+    count = real.sum(dtype=jnp.float32)  # of a layer
+    by_layer = lambda values: (jnp.sum(values, where=real, axis=(1, 2, 3), dtype=jnp.float32), count)  # noqa: E731
+    mean = by_layer(gate)
+    return {
+        "loss": (loss, tokens),
+        "token_accuracy": (right, tokens),
+        "gate": (mean[0].sum(), count * len(gate)),
+        "gate_mean": mean,
+        "gate_square": by_layer(gate**2),
+        "gate_open": by_layer(gate > OPEN),
+        "gate_closed": by_layer(gate < CLOSED),
+    }
 
 
 def word_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
@@ -63,8 +76,24 @@ def pixels(model: TroL, batch: dict) -> jax.Array:
 
 
 # What a run minimises. Each: (model, params, batch of `trol_jax.data.pipeline`, rng) -> {metric: (sum, count)}, the
-# first of them "loss", in nats. Sums and counts of micro-batches add up; each metric is their quotient.
+# first of them "loss", in nats; a sum may be a vector. Sums and counts of micro-batches add up; each metric is their
+# quotient.
 OBJECTIVES = {"answers": answer_sums, "words": word_sums}
+
+
+def groups(params) -> dict[str, list]:
+    """The arrays of each part of the model: vision, projector, gate, embedding, layers, adapters, ..."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found.setdefault(_group(jax.tree_util.keystr(path, simple=True, separator="/")), []).append(leaf)
+    return found
+
+
+def _group(name: str) -> str:
+    first, *rest = name.split("/")
+    if first != "decoder":
+        return first
+    return "adapters" if "adapter_" in rest[-1] else "gate" if rest[0].startswith("gate_") else rest[0]
 
 
 def make_train_step(
@@ -75,47 +104,56 @@ def make_train_step(
     objective: str = "answers",
     seed: int = 0,
     accumulation: int = 1,
+    join: Callable[[dict, dict], dict] = lambda trained, frozen: trained,
     place: Callable = lambda grads: grads,
 ):
-    """The step function. Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
+    """The step function: (state, frozen parameters, batch) -> (state, metrics).
+
+    Each step's dropout key comes from the seed and the step alone, so a restart changes nothing.
 
     objective: a name of OBJECTIVES.
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
     whole batch however unevenly its answer tokens fall.
+    join: makes the model's parameters of those that are trained and those that are frozen; see `train.parameters`.
     place: keeps gradients where their parameters lie (`sharding.rules.Layout.place`).
     """
 
-    def loss_and_sums(params, batch, rng):
-        sums = OBJECTIVES[objective](model, params, batch, rng)
+    def loss_and_sums(params, frozen, batch, rng):
+        sums = OBJECTIVES[objective](model, join(params, frozen), batch, rng)
         return sums["loss"][0], sums
 
-    def grad_fn(params, batch, rng):
-        grads, sums = jax.grad(loss_and_sums, has_aux=True)(params, batch, rng)
+    def grad_fn(params, frozen, batch, rng):
+        grads, sums = jax.grad(loss_and_sums, has_aux=True)(params, frozen, batch, rng)
         return place(grads), sums
 
     def split(x):
         """[B, ...] -> [accumulation, B / accumulation, ...], each micro-batch spread over all devices."""
         return x.reshape(len(x) // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulation == 1:
-            grads, sums = grad_fn(state.params, batch, rng)
+            grads, sums = grad_fn(state.params, frozen, batch, rng)
         else:
 
             def body(total, piece):
                 micro, key = piece
-                return jax.tree.map(jnp.add, total, grad_fn(state.params, micro, key)), None
+                return jax.tree.map(jnp.add, total, grad_fn(state.params, frozen, micro, key)), None
 
             pieces = jax.tree.map(split, batch), jax.random.split(rng, accumulation)
-            zero = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], pieces[0]), rng)
+            zero = jax.eval_shape(grad_fn, state.params, frozen, jax.tree.map(lambda x: x[0], pieces[0]), rng)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
             (grads, sums), _ = jax.lax.scan(body, zero, pieces)
         _, tokens = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(tokens, 1), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+        if "gate_square" in metrics:
+            spread = metrics.pop("gate_square") - metrics["gate_mean"] ** 2
+            metrics["gate_spread"] = jnp.sqrt(jnp.maximum(spread, 0))
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+        for kind, tree in (("grad_norm", grads), ("update_norm", updates)):
+            metrics |= {f"{kind}/{group}": optax.tree.norm(part) for group, part in groups(tree).items()}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return train_step

@@ -1,0 +1,190 @@
+"""Answers in files, scored: by the program and by the function; what is wrong is named, counted, left out or fatal."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_benchmarks import EXPECTED, ROOT, write_answers
+from trol_jax.errors import UserError
+from trol_jax.evals import score
+
+
+@pytest.fixture
+def answers(tmp_path):
+    write_answers(tmp_path / "answers", "pope")
+    return tmp_path / "answers"
+
+
+def program(*flags):
+    command = [sys.executable, "-m", "launch.evaluate", *map(str, flags)]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+
+def result(answers, output, name="pope", **options):
+    (found,) = score.score(ROOT, [name], answers, output, **options)
+    return found
+
+
+def change(answers, edit, name="pope"):
+    file = answers / f"{name}.jsonl"
+    lines = file.read_text().splitlines()
+    edit(lines)
+    file.write_text("\n".join(lines) + "\n")
+
+
+def test_the_program_writes_results_and_samples(answers, tmp_path):
+    write_answers(answers, "seed")
+    done = program(
+        "--benchmarks=pope,seed",
+        f"--root={ROOT}",
+        f"--answers={answers}",
+        "--scoring=standard",
+        f"--output={tmp_path}/out",
+    )
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 2
+    found = json.loads((tmp_path / "out" / "pope.json").read_text())
+    counts = {name: found[name] for name in ("n", "answered", "unparsed", "failed", "missing", "bad_rows")}
+    assert counts == {"n": 24, "answered": 24, "unparsed": 1, "failed": 0, "missing": 0, "bad_rows": 0}
+    assert (found["scoring"], found["judge"], found["settings"]["answers"]) == ("standard", "none", str(answers))
+    assert 0 < found["value"] < 100 and 0 < found["standard_error"] < 50 and "F1" in found["scorer"]
+    samples = [json.loads(line) for line in (tmp_path / "out" / "pope.samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 24 and samples[0] == {
+        "index": 0,
+        "id": 1,
+        "prompt": "<image>Is there a green in the image?\nAnswer the question using a single word or phrase.",
+        "images": ["coco2014/val2014/COCO_val2014_000000028437.jpg"],
+        "answer": "Yes, there is.",
+        "parsed": "yes",
+        "gold": "no",
+        "score": 0.0,
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{name}.{end}" for name in ("pope", "seed") for end in ("json", "samples.jsonl")
+    }
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ([], "give --checkpoint to measure a run, or --benchmarks to score answers"),
+        (["--answers=x", "--bad_rows=skip"], "--answers, --bad_rows cannot go with --checkpoint alone"),
+        (["--benchmarks=pope", "--checkpoint=x", "--limit=3"], "--checkpoint, --limit cannot go with --benchmarks"),
+        (["--benchmarks=pope", "--root=x"], "--answers is missing"),
+        (["--benchmarks=pop", "--root=x", "--answers=x", "--output=x"], "'pop' is not a benchmark; did you mean"),
+        (["--benchmarks=all", "--root=x", "--answers=x", "--output=x"], "x holds no answers"),
+        (
+            ["--benchmarks=seed", "--root=nowhere", "--answers=x", "--output=x"],
+            "seed: nowhere/SEED-Bench/SEED-Bench.json",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(flags, said):
+    done = program(*flags)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_scoring_needs_no_jax():
+    code = "import sys, trol_jax.evals.score; print({'jax', 'pyarrow', 'numpy'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_all_are_those_with_answers(tmp_path):
+    for name in EXPECTED:
+        write_answers(tmp_path / "answers", name)
+    found = list(score.score(ROOT, ["all"], tmp_path / "answers", tmp_path / "out", scoring="standard"))
+    assert [each["benchmark"] for each in found] == [name for name in score.BENCHMARKS if name in EXPECTED]
+    for each in found:
+        text = (tmp_path / "out" / f"{each['benchmark']}.json").read_text()
+        assert json.loads(text) == json.loads(json.dumps(each)) and "NaN" not in text
+        assert len(score.report(each).splitlines()) == 1
+    unscored = {each["benchmark"] for each in found if each["value"] is None}
+    assert unscored == {"vqav2", "vizwiz", "mm-vet", "llava", "mmbench", "mmbench_cn"}
+
+
+def test_order_and_index_do_not_matter_where_the_id_says_enough(tmp_path):
+    write_answers(tmp_path, "seed")
+    before = result(tmp_path, tmp_path / "a", "seed")
+    change(tmp_path, lambda lines: lines.reverse(), "seed")
+    change(tmp_path, lambda lines: lines.__setitem__(0, lines[0].replace('"index": ', '"index": 1')), "seed")
+    assert result(tmp_path, tmp_path / "b", "seed") == before
+    assert (tmp_path / "a" / "seed.samples.jsonl").read_bytes() == (tmp_path / "b" / "seed.samples.jsonl").read_bytes()
+
+
+def test_an_index_alone_is_enough(answers, tmp_path):
+    before = result(answers, tmp_path / "a")
+    strip = lambda line: json.dumps({key: value for key, value in json.loads(line).items() if key != "id"})  # noqa: E731
+    change(answers, lambda lines: lines.__setitem__(slice(None), map(strip, lines[::-1])))
+    assert result(answers, tmp_path / "b") == before
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"index": 0, "id": 1, "answer": "no"}', "row 25: is a second answer to question 0"),
+        ('{"index": 3, "id": 77, "answer": "no"}', "row 25: there is no question with the id '77'"),
+        (
+            '{"index": 1, "id": 1, "answer": "no"}',
+            "row 25: 3 questions have the id '1', and \"index\" says none of them",
+        ),
+        ('{"index": 99, "answer": "no"}', 'row 25: without "id", "index" must be a number from 0 to 23'),
+        ('{"index": "1", "id": 1, "answer": "no"}', 'row 25: "index" is "1", must be int'),
+        ('{"index": 0, "id"', "row 25: is no object"),
+    ],
+)
+def test_bad_answers_are_named_and_fatal_or_counted(answers, tmp_path, line, said):
+    clean = result(answers, tmp_path / "clean")
+    change(answers, lambda lines: lines.append(line))
+    stopped = result(answers, tmp_path / "out")
+    assert isinstance(stopped, UserError) and f"{answers / 'pope.jsonl'}, {said}" in str(stopped)
+    assert "--bad_rows=skip" in str(stopped) and not (tmp_path / "out").exists()
+    found = result(answers, tmp_path / "out", bad_rows="skip")
+    assert found["bad_rows"] == 1 and said in found["bad"][0] and found["value"] == clean["value"]
+
+
+def test_missing_and_failed_answers_are_counted_and_left_out(answers, tmp_path):
+    def edit(lines):
+        lines[0] = '{"index": 0, "id": 1, "error": "the picture is damaged"}'
+        lines[1] = '{"index": 1, "id": 2, "answer": 7}'
+        del lines[5]
+
+    change(answers, edit)
+    stopped = str(result(answers, tmp_path / "out"))
+    assert "bad rows: 1" in stopped and "the picture is damaged" in stopped
+    assert "questions without an answer: 2" in stopped and "question 1, id 2" in stopped and "\n" not in stopped
+    found = result(answers, tmp_path / "out", bad_rows="skip")
+    counts = {name: found[name] for name in ("n", "failed", "missing", "bad_rows")}
+    assert counts == {"n": 21, "failed": 1, "missing": 2, "bad_rows": 1}
+
+
+def test_bad_questions_are_left_out_with_their_answers(answers, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "POPE", root / "POPE")
+    file = root / "POPE" / "coco_pope_popular.json"
+    file.write_text(file.read_text().replace('"label"', '"lable"', 1))
+    (stopped,) = score.score(root, ["pope"], answers, tmp_path / "out")
+    assert 'POPE/coco_pope_popular.json, row 1: there is no field "label"' in str(stopped)
+    (found,) = score.score(root, ["pope"], answers, tmp_path / "out", bad_rows="skip")
+    assert (found["n"], found["bad_rows"], found["missing"]) == (23, 1, 0)
+    assert sum(found["splits"]["popular"][name] for name in ("tp", "fp", "tn", "fn")) == 7
+    (found,) = score.score(root, ["pope"], answers, tmp_path / "out", bad_rows="skip", pictures=True)
+    assert found["bad_rows"] == 24 and found["value"] is None and found["n"] == 0
+
+
+def test_the_original_keeps_the_first_of_an_id(tmp_path):
+    rows = [{"imgname": "a.png", "query": q, "label": "3"} for q in ("one?", "two?")]
+    (tmp_path / "chartqa" / "test").mkdir(parents=True)
+    for split in ("augmented", "human"):
+        (tmp_path / "chartqa" / "test" / f"test_{split}.json").write_text(json.dumps(rows))
+    lines = [{"index": i, "id": "a.png", "answer": said} for i, said in enumerate(["3", "4", "4", "3.1"])]
+    (tmp_path / "chartqa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = {
+        name: next(score.score(tmp_path, ["chartqa"], tmp_path, tmp_path / name, scoring=name))
+        for name in score.SCORINGS
+    }
+    assert found["trol"]["n"] == 1 and found["trol"]["value"] == 100
+    assert found["standard"]["n"] == 4 and found["standard"]["value"] == 50  # 3.1 is within 5%

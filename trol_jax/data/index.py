@@ -1,0 +1,140 @@
+"""Random access to the rows of large JSON files: their offsets, kept in a file beside the data.
+
+The first use of a file reads it once (`scan`); later ones map the offsets into memory, which takes no time and next to
+no memory. An offset file is taken only if size, time of change, beginning and end of the data and the filter are what
+they were.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import xxhash
+
+from trol_jax.data import scan
+from trol_jax.errors import UserError
+
+ROW = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # bytes; number among all rows of the file
+HEADER = 1024  # bytes before the offsets: a line of JSON, filled up with spaces
+ENDS = 64 << 10  # bytes at the beginning and at the end of the data that are compared
+CHUNK = 1 << 16  # rows written together
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """rows: ROW[number of rows that the filter keeps]; total: rows in the file; stamp: what the data was then."""
+
+    rows: np.ndarray
+    total: int
+    stamp: dict
+
+
+def row_index(path: str, keep: Callable[[bytes], bool] | None = None) -> Index:
+    """The index of a .json or .jsonl file, built if there is none that fits.
+
+    keep: filter of rows, given their bytes; its repr must tell one filter from another.
+    UserError for a file that is missing or damaged between its rows.
+    """
+    expected = stamp(path, keep)
+    for place in places(path, ".index"):
+        if (index := _read(place, expected)) is not None:
+            return index
+    with writing(path, ".index") as (temporary, _):
+        _write(temporary, path, keep, expected)
+        if stamp(path, keep) != expected:
+            raise UserError(f"{path} changed while its rows were counted; start again when it is complete")
+        return _read(temporary, expected)  # what is mapped stays, whatever its name becomes
+
+
+def stamp(path: str, note: object = None) -> dict:
+    """What tells one state of a file from another, and a note; JSON-able."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            ends = file.read(ENDS)
+            file.seek(max(0, status.st_size - ENDS))
+            ends += file.read(ENDS)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    digest = xxhash.xxh3_64(ends).hexdigest()
+    return {
+        "version": VERSION, "bytes": status.st_size, "changed": status.st_mtime_ns, "ends": digest, "note": repr(note),
+    }  # fmt: skip
+
+
+def places(path: str, suffix: str) -> list[str]:
+    """Where a file derived from `path` may lie: beside it or, where that cannot be written, among the user's caches."""
+    path = os.path.abspath(path)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}-{os.path.basename(path)}{suffix}"
+    return [path + suffix, os.path.join(caches, "trol_jax", "data", name)]
+
+
+@contextmanager
+def writing(path: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """(temporary name, final name) in the first of `places` that can be written; nothing stays after an error."""
+    temporary = None
+    for place in places(path, suffix):
+        try:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            temporary = f"{place}.{secrets.token_hex(4)}.tmp"
+            open(temporary, "xb").close()
+            break
+        except OSError as error:
+            temporary, problem = None, error
+    if temporary is None:
+        raise UserError(f"the index of {path} can be written neither beside it nor to {place}: {problem.strerror}")
+    try:
+        yield temporary, place
+        os.replace(temporary, place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _write(place: str, path: str, keep: Callable[[bytes], bool] | None, header: dict) -> None:
+    """Offsets of the rows to keep, a chunk at a time, then the header, without which the file is none."""
+    kept = total = 0
+
+    def entries():
+        nonlocal total
+        for number, start, row in scan.rows(path):
+            total += 1
+            if keep is None or keep(row):
+                yield start, len(row), number
+
+    rows = entries()
+    with open(place, "wb") as file:
+        file.seek(HEADER)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            file.write(np.array(chunk, ROW).tobytes())
+            kept += len(chunk)
+        line = json.dumps(header | {"total": total, "rows": kept}).encode()
+        file.seek(0)
+        file.write(line.ljust(HEADER - 1) + b"\n")
+
+
+def _read(place: str, expected: dict) -> Index | None:
+    try:
+        with open(place, "rb") as file:
+            header = json.loads(file.read(HEADER))
+            if any(header[key] != value for key, value in expected.items()):
+                return None
+            kept, total = header["rows"], header["total"]
+            if os.fstat(file.fileno()).st_size != HEADER + kept * ROW.itemsize:
+                return None
+            rows = np.asarray(np.memmap(file, ROW, "r", HEADER, (kept,))) if kept else np.empty(0, ROW)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or not one of ours
+    return Index(rows, total, expected)

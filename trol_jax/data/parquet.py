@@ -1,0 +1,115 @@
+"""Rows of parquet files by number, a few row groups at a time in memory."""
+
+import bisect
+import collections
+import itertools
+import json
+import os
+import threading
+
+import pyarrow
+import pyarrow.parquet
+
+from trol_jax.data.index import places, stamp, writing
+from trol_jax.data.records import check_index
+from trol_jax.errors import UserError
+
+GROUPS = 4  # row groups that are kept decoded, of each file in each process
+LARGEST = 1 << 18  # bytes of a decoded group; a file with larger ones is copied once,
+SMALL = 1 << 16  # with groups of this size: to read a row takes a hundredth of the time that one of 8 MB takes
+MARK = b"trol_jax.copy_of"
+
+
+class ParquetRecords:
+    """Rows of a parquet file: (row number, dict).
+
+    To read a row is to decode its group. Files come with groups of a hundred megabytes, too much for a single row: they
+    are read from a copy with small groups, that is made once as an index is (`index.places`).
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        self._stamp = stamp(self.path)
+        self._copy = self._file_with_small_groups()
+        metadata = pyarrow.parquet.read_metadata(self._copy)
+        sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self._firsts = list(itertools.accumulate(sizes, initial=0))
+        self.total = metadata.num_rows
+        self._reset()
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> tuple[int, dict]:
+        index = check_index(index, self.total)
+        group = bisect.bisect_right(self._firsts, index) - 1
+        return index, self._group(group).slice(index - self._firsts[group], 1).to_pylist()[0]
+
+    def __getstate__(self) -> dict:
+        return {name: self.__dict__[name] for name in ("path", "total", "_stamp", "_copy", "_firsts")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._file, self._groups, self._lock = None, collections.OrderedDict(), threading.Lock()
+
+    def _group(self, group: int) -> pyarrow.Table:
+        with self._lock:  # a file of pyarrow serves one thread at a time
+            if group not in self._groups:
+                self._groups[group] = self._decode(group)
+                if len(self._groups) > GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(group)
+            return self._groups[group]
+
+    def _decode(self, group: int) -> pyarrow.Table:
+        try:
+            if self._file is None:
+                if stamp(self.path) != self._stamp:
+                    raise UserError(f"{self.path} has changed since this program began; start it again")
+                self._file = pyarrow.parquet.ParquetFile(self._copy)
+            return self._file.read_row_group(group, use_threads=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            rows = f"rows {self._firsts[group]} to {self._firsts[group + 1] - 1}"
+            raise UserError(f"{self.path}, {rows} cannot be read: {_line(error)}; copy the file again") from error
+
+    def _file_with_small_groups(self) -> str:
+        try:
+            metadata = pyarrow.parquet.read_metadata(self.path)
+            if max(_sizes(metadata), default=0) <= LARGEST:
+                return self.path
+            for place in places(self.path, ".groups"):
+                if _mark(place) == self._stamp:
+                    return place
+            return self._regroup(metadata)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{self.path} cannot be read as parquet: {_line(error)}; copy the file again") from error
+
+    def _regroup(self, metadata) -> str:
+        rows = max(1, metadata.num_rows * SMALL // sum(_sizes(metadata)))
+        source = pyarrow.parquet.ParquetFile(self.path, pre_buffer=False)
+        with source as file, writing(self.path, ".groups") as (temporary, final):
+            schema = file.schema_arrow
+            schema = schema.with_metadata((schema.metadata or {}) | {MARK: json.dumps(self._stamp).encode()})
+            with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+                for batch in file.iter_batches(rows, use_threads=False):
+                    writer.write_batch(batch)
+        return final
+
+
+def _sizes(metadata) -> list[int]:
+    return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+
+
+def _mark(place: str) -> dict | None:
+    """The stamp of the file that this one is a copy of."""
+    try:
+        return json.loads((pyarrow.parquet.read_metadata(place).metadata or {}).get(MARK, b"null"))
+    except (pyarrow.ArrowException, OSError, ValueError):
+        return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

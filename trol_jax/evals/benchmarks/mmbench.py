@@ -1,0 +1,108 @@
+"""MMBench in English and Chinese. Answers to the test questions are not published; its server scores them."""
+
+import base64
+import binascii
+
+from trol_jax.evals.benchmarks.choices import lines, named
+from trol_jax.evals.files import Root, Row, each
+from trol_jax.evals.items import Benchmark, Item, Sample, Scoring, Summary
+from trol_jax.evals.parsing import first_character
+from trol_jax.evals.scoring import all_right, equal, first_of_each_id, grouped, marked, mean, part
+
+FILES = {
+    "mmbench": "MMBench_TEST_EN_legacy.tsv",
+    "mmbench_dev": "mmbench_dev_20230712.tsv",
+    "mmbench_cn": "MMBench_TEST_CN_legacy.tsv",
+    "mmbench_cn_dev": "mmbench_dev_cn_20231003.tsv",
+}
+ROTATION = 1_000_000  # added to the index of a question for each time that its choices are turned
+ABSENT = ("", "nan", "NaN", None)
+
+
+def reader(file: str):
+    def read(root: Root):
+        pictures = Pictures(root)
+
+        def item(row):
+            choices = [text for letter in "ABCD" if (text := row.get(letter, str, type(None))) not in ABSENT]
+            if not choices:
+                raise row.bad("none of A, B, C and D has a text")
+            question = [row.text("question"), lines(choices)]
+            hint, answer = (row.get(name, str) if row.data.get(name) else None for name in ("hint", "answer"))
+            fields = {"choices": choices} | {name: row.data.get(name) for name in ("category", "l2-category")}
+            return Item(
+                number(row),
+                "\n".join(question if hint in ABSENT else [hint, *question]),
+                pictures.of(row),
+                None if answer in ABSENT else answer,
+                fields,
+            )
+
+        return each(root.table(f"MMBench/{file}"), item)
+
+    return read
+
+
+class Pictures:
+    """Base64; a short text is the index of an earlier row that has the picture."""
+
+    def __init__(self, root: Root):
+        self.wanted, self.first = root.pictures, {}
+
+    def of(self, row: Row) -> tuple[bytes, ...]:
+        if not self.wanted:
+            return ()
+        text = row.text("image")
+        text = self.first.get(text, text)
+        if number(row) < ROTATION:
+            self.first[row.text("index")] = text
+        try:
+            data = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            data = b""
+        if len(data) < 16:
+            raise row.bad('"image" holds no picture in base64, and no index of an earlier row')
+        return (data,)
+
+
+def number(row: Row) -> int:
+    try:
+        return int(row.text("index"))
+    except ValueError:
+        raise row.bad(f'"index" is {row.text("index")!r}, must be a number') from None
+
+
+def printed(samples) -> Summary:
+    """Accuracy over all rows, rotations too, rounded as the original prints it."""
+    value, error = mean(marked(samples))
+    return Summary(None if value is None else round(value, 2), error, {})
+
+
+def circular(samples) -> Summary:
+    """A question is right if it is with its choices in every order."""
+    scored = [sample for sample in samples if sample.score is not None]
+    if not scored:
+        return Summary()
+    rights = all_right(scored, question)
+    splits = {
+        key: {name: part(all_right(group, question)) for name, group in grouped(scored, key).items() if name}
+        for key in ("category", "l2-category")
+    }
+    return Summary(*mean(rights), splits | {"every_row": part(marked(scored))}, len(rights))
+
+
+def question(sample: Sample) -> int:
+    return sample.item.id % ROTATION
+
+
+SCORINGS = {
+    "trol": Scoring(
+        "first character; accuracy over all rows, two digits",
+        lambda item, answer: first_character(answer),
+        equal,
+        printed,
+        first_of_each_id,
+    ),
+    "standard": Scoring("letter or text of one choice; circular accuracy", named, equal, circular),
+}
+BENCHMARKS = tuple(Benchmark(name, reader(file), SCORINGS) for name, file in FILES.items())

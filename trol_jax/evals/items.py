@@ -1,0 +1,72 @@
+"""The words that readers, parsers and scorers share."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trol_jax.evals.files import BadRow, Root
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question of a benchmark.
+
+    question: without what `instructions.instruct` adds. images: each a path below the root, or the bytes of a file.
+    gold: what is right, None where that is not published. fields: what scores are split by, and what scorers need.
+    """
+
+    id: str | int
+    question: str
+    images: tuple[str | bytes, ...] = ()
+    gold: Any = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    index: int = -1  # place in the reader's order; bad rows count
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An answered item. parsed: None where the rule found nothing. score: None where there is no gold."""
+
+    item: Item
+    answer: str
+    parsed: Any
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """value and its standard error: of the whole benchmark, None where nothing could be scored.
+
+    n: over how many the mean is; by default all that have a score.
+    """
+
+    value: float | None = None
+    error: float | None = None
+    splits: Mapping[str, Any] = field(default_factory=dict)
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One way to score a benchmark; `rule` names it in results."""
+
+    rule: str
+    parse: Callable[[Item, str], Any]
+    mark: Callable[[Item, Any], float | None]
+    summarise: Callable[[Sequence[Sample]], Summary]
+    select: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items  # those that count
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """read: yields every row in the order of the files, as an Item or as what is wrong with it."""
+
+    name: str
+    read: Callable[["Root"], Iterator["Item | BadRow"]]
+    scorings: Mapping[str, Scoring]  # "trol": what the original computes; "standard": the benchmark's own definition
+    unit: str = "percent"
+    instruction: str = ""  # the entry of `instructions.INSTRUCTIONS`; by default that of the name
+
+    def asks_as(self) -> str:
+        return self.instruction or self.name

@@ -1,0 +1,243 @@
+"""Scores answers that lie in files: what was asked is read again, nothing is asked. Needs neither JAX nor pictures.
+
+An answer file is `<benchmark>.jsonl`, an object a line with "id", "index" (the place in the reader's order) and
+"answer", or "error" where the question could not be asked. The id says which question is meant; the index does where
+several have the same id, or where a line has no id.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import trol_jax
+from trol_jax import journal
+from trol_jax.errors import UserError
+from trol_jax.evals.benchmarks import BENCHMARKS
+from trol_jax.evals.files import BadRow, Root, Row
+from trol_jax.evals.instructions import instruct
+from trol_jax.evals.items import Benchmark, Item, Sample
+from trol_jax.evals.judges import Judge, NoJudge
+
+SCORINGS, BAD_ROWS = ("trol", "standard"), ("fail", "skip")
+TOLD = 20  # bad rows that a result quotes; it counts them all
+
+
+@dataclasses.dataclass
+class Problems:
+    """Of one benchmark; every message names a file and a row."""
+
+    rows: list[str] = dataclasses.field(default_factory=list)  # questions and answers that cannot be used
+    missing: list[str] = dataclasses.field(default_factory=list)  # questions without an answer
+    failed: list[str] = dataclasses.field(default_factory=list)  # questions that could not be asked
+
+    def refuse(self) -> None:
+        """UserError if there are any, with the first."""
+        kinds = (("bad rows", self.rows), ("questions that could not be asked", self.failed),
+                 ("questions without an answer", self.missing))  # fmt: skip
+        said = [f"{kind}: {len(found)}, the first: {found[0]}" for kind, found in kinds if found]
+        if said:
+            raise UserError(f"{'; '.join(said)}; mend them, or leave them out with --bad_rows=skip")
+
+
+def score(
+    root: str | os.PathLike,
+    names: Sequence[str],
+    answers: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    scoring: str = "trol",
+    bad_rows: str = "fail",
+    pictures: bool = False,
+    judge: Judge | None = None,
+) -> Iterator[dict | UserError]:
+    """Yields of each benchmark its result, once `<name>.json` and `<name>.samples.jsonl` exist, or what stopped it.
+
+    names: of BENCHMARKS, or ["all"] for those that have an answer file. bad_rows: whether rows that cannot be used,
+    questions without an answer and those that could not be asked stop a benchmark, or are left out and
+    counted. pictures: whether to look for them.
+    """
+    answers, output = Path(answers), Path(output)
+    for benchmark in chosen(names, answers):
+        settings = {"root": str(root), "answers": str(answers), "bad_rows": bad_rows}
+        try:
+            items, problems = read(benchmark, Root(root, pictures))
+            samples = take(benchmark, scoring, items, answers / f"{benchmark.name}.jsonl", problems)
+            if bad_rows == "fail":
+                problems.refuse()
+            result = measure(benchmark, scoring, samples, problems, judge or NoJudge()) | {"settings": settings}
+            journal.write(output / f"{benchmark.name}.samples.jsonl", journal.encode(map(line(benchmark), samples)))
+            journal.write(output / f"{benchmark.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+        except UserError as error:
+            yield UserError(f"{benchmark.name}: {error}")
+        else:
+            yield result
+
+
+def chosen(names: Sequence[str], answers: Path) -> list[Benchmark]:
+    if list(names) == ["all"]:
+        found = [benchmark for name, benchmark in BENCHMARKS.items() if (answers / f"{name}.jsonl").is_file()]
+        if not found:
+            raise UserError(f"{answers} holds no answers; they are named <benchmark>.jsonl, as pope.jsonl")
+        return found
+    for name in names:
+        if name not in BENCHMARKS:
+            close = difflib.get_close_matches(name, BENCHMARKS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are all, {', '.join(BENCHMARKS)}"
+            raise UserError(f"{name!r} is not a benchmark; {hint}")
+    return [BENCHMARKS[name] for name in dict.fromkeys(names)]
+
+
+# ---------------------------------------------------------------------- questions
+
+
+def read(benchmark: Benchmark, root: Root) -> tuple[list[Item | None], Problems]:
+    """The items in the reader's order, None in the place of rows that cannot be used."""
+    problems, items = Problems(), []
+    for index, each in enumerate(benchmark.read(root)):
+        if isinstance(each, BadRow):
+            problems.rows.append(str(each))
+        items.append(None if isinstance(each, BadRow) else dataclasses.replace(each, index=index))
+    if not items:
+        raise UserError(f"{root.path} holds no questions of {benchmark.name}")
+    return items, problems
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def take(
+    benchmark: Benchmark, scoring: str, items: Sequence[Item | None], file: Path, problems: Problems
+) -> list[Sample]:
+    """The samples of the questions that count in this scoring and have an answer, parsed and scored, in order."""
+    rules, places = benchmark.scorings[scoring], Places(items)
+    answers, failed = {}, {}
+    for row in answer_lines(file):
+        try:
+            index = places.of(row)
+            if index in answers or index in failed:
+                raise row.bad(f"is a second answer to question {index}")
+            if "error" in row.data and "answer" not in row.data:
+                failed[index] = f"{row.file}, row {row.number}: {row.data['error']}"
+            else:
+                answers[index] = row.text("answer")
+        except BadRow as error:
+            problems.rows.append(str(error))
+    samples = []
+    for item in rules.select([item for item in items if item is not None]):
+        if item.index in answers:
+            answer = answers[item.index]
+            parsed = rules.parse(item, answer)
+            samples.append(Sample(item, answer, parsed, rules.mark(item, parsed)))
+        elif item.index in failed:
+            problems.failed.append(failed[item.index])
+        else:
+            problems.missing.append(f"{file} has none to question {item.index}, id {item.id!r}")
+    return samples
+
+
+def answer_lines(file: Path) -> Iterator[Row]:
+    return Root("").lines(str(file))
+
+
+class Places:
+    """Which question an answer belongs to."""
+
+    def __init__(self, items: Sequence[Item | None]):
+        self.items, self.by_id = items, {}
+        for item in items:
+            if item is not None:
+                self.by_id.setdefault(str(item.id), []).append(item.index)
+        self.repeated = any(len(found) > 1 for found in self.by_id.values())
+
+    def of(self, row: Row) -> int:
+        if not isinstance(row.data, Mapping):
+            raise row.bad('is no object, as {"index": 0, "id": 7, "answer": "yes"}')
+        index = row.get("index", int) if "index" in row.data else None
+        if row.data.get("id") is None:
+            if index is None or not 0 <= index < len(self.items):
+                raise row.bad(f'without "id", "index" must be a number from 0 to {len(self.items) - 1}')
+            return index
+        name = str(row.get("id", str, int))
+        found = self.by_id.get(name, ())
+        unread = self._unread(index) and (self.repeated or not found)
+        if index in found or unread:
+            return index
+        if len(found) == 1:
+            return found[0]
+        several = f'{len(found)} questions have the id {name!r}, and "index" says none of them'
+        raise row.bad(several if found else f"there is no question with the id {name!r}")
+
+    def _unread(self, index: int | None) -> bool:
+        """Whether the question there is a bad row, whose id is not known."""
+        return index is not None and 0 <= index < len(self.items) and self.items[index] is None
+
+
+# ---------------------------------------------------------------------- results
+
+
+def measure(
+    benchmark: Benchmark, scoring: str, samples: Sequence[Sample], problems: Problems, judge: Judge
+) -> dict[str, Any]:
+    rules = benchmark.scorings[scoring]
+    summary = rules.summarise(samples)
+    return {
+        "benchmark": benchmark.name,
+        "scoring": scoring,
+        "value": summary.value,
+        "standard_error": summary.error,
+        "unit": benchmark.unit,
+        "n": sum(sample.score is not None for sample in samples) if summary.n is None else summary.n,
+        "answered": len(samples),
+        "unparsed": sum(sample.parsed is None for sample in samples),
+        "failed": len(problems.failed),
+        "missing": len(problems.missing),
+        "bad_rows": len(problems.rows),
+        "bad": problems.rows[:TOLD],
+        "scorer": rules.rule,
+        "judge": judge.name,
+        "version": trol_jax.__version__,
+        "splits": summary.splits,
+    }
+
+
+def line(benchmark: Benchmark):
+    """What is kept of a sample."""
+
+    def kept(sample: Sample) -> dict[str, Any]:
+        item = sample.item
+        return {
+            "index": item.index,
+            "id": item.id,
+            "prompt": instruct(benchmark.asks_as(), item.question),
+            "images": [image if isinstance(image, str) else None for image in item.images],
+            "answer": sample.answer,
+            "parsed": sample.parsed,
+            "gold": item.gold,
+            "score": sample.score,
+        }
+
+    return kept
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """One line."""
+    value = "not scored" if result["value"] is None else f"{result['value']:.2f} ± {result['standard_error']:.2f}"
+    counts = [f"{result[name]:,} {name.replace('_', ' ')}" for name in ("unparsed", "failed", "missing", "bad_rows")]
+    told = ", ".join([f"n {result['n']:,}", *(text for text in counts if not text.startswith("0 "))])
+    return f"{result['benchmark']:<15} {value:>16}  {result['scoring']}, {told} ({result['scorer']})"
+
+
+def run(results: Iterable[dict | UserError]) -> None:
+    """Prints what comes; in the end UserError if something stopped a benchmark."""
+    stopped = []
+    for result in results:
+        if isinstance(result, UserError):
+            stopped.append(str(result))
+        else:
+            print(report(result), flush=True)
+    if stopped:
+        raise UserError(" | ".join(stopped))
