@@ -100,7 +100,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        embed = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("vocab", "embed"))
+        embed = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), (None, "columns"))
         self.embedding = self.param("embedding", embed, (c.vocab + c.extra_rows, c.width))
         layers = () if self.shared_gate else (c.layers,)
         names = () if self.shared_gate else ("layers",)

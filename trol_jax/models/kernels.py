@@ -21,6 +21,14 @@ def inputs(name: str) -> int | None:
     return next((count for expression, count in INPUTS if re.fullmatch(expression, name)), None)
 
 
+def rank_axis(axes: tuple[str | None, ...]) -> str | None:
+    """The logical name of the inner axis of one half of a low-rank pair; axes: of its others.
+
+    A half without the width, along which parameters are cut, is cut along the rank instead.
+    """
+    return None if "embed" in axes else "rank"
+
+
 def boxed(kernel: Quantized, names: tuple[str | None, ...]) -> Quantized:
     """A quantised kernel whose arrays carry the logical axis names that those of the kernel give them.
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from trol_jax.models.kernels import rank_axis
 from trol_jax.ops import norms
 from trol_jax.ops.linear import product
 
@@ -57,8 +58,8 @@ class Linear(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes)
             y += self.param("bias", zeros, self.outputs).astype(self.dtype)
         if self.lora_rank:
-            a = kernel("lora_a", self.inputs, (self.lora_rank,), (*in_axes, None))
-            b = kernel("lora_b", (self.lora_rank,), self.outputs, (None, *out_axes), scale=0.0)
+            a = kernel("lora_a", self.inputs, (self.lora_rank,), (*in_axes, rank_axis(in_axes)))
+            b = kernel("lora_b", (self.lora_rank,), self.outputs, (rank_axis(out_axes), *out_axes), scale=0.0)
             if lora_mask is not None:
                 low = x * lora_mask.reshape(lora_mask.shape + (1,) * n_in).astype(self.dtype)
                 low = nn.Dropout(self.lora_dropout)(low, deterministic=deterministic)

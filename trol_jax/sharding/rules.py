@@ -20,7 +20,9 @@ from trol_jax.models import kernels
 from trol_jax.ops.quantization import Quantized
 from trol_jax.sharding import mesh as meshes
 
-PARAMETERS = ("layers", "vocab", "embed", "norm", "heads", "kv_heads", "head_dim", "mlp")
+# vocab: of the head. columns: of the embedding table, which is cut across its rows: InternLM2 has 92,545 of them. rank:
+# of those halves of low-rank pairs that lack the width.
+PARAMETERS = ("layers", "vocab", "columns", "embed", "rank", "norm", "heads", "kv_heads", "head_dim", "mlp")
 # Of what is computed. batch: rows; pictures: all of a batch, one after the other; tokens: of a prompt or a training
 # row; slots: of a cache. Beams are tokens of their row and share its cache.
 ACTIVATIONS = (
@@ -29,13 +31,14 @@ ACTIVATIONS = (
 AXES = PARAMETERS + ACTIVATIONS
 
 _BATCH = dict.fromkeys(("batch", "pictures"), ("data", "fsdp"))
-_FSDP = {"embed": ("fsdp",)}
+_FSDP = dict.fromkeys(("embed", "rank", "columns"), ("fsdp",))
 _TENSOR = dict.fromkeys(
-    ("vocab", "heads", "kv_heads", "mlp", "act_vocab", "act_heads", "act_kv_heads", "act_mlp"), ("tensor",)
+    ("vocab", "columns", "heads", "kv_heads", "mlp", "act_vocab", "act_heads", "act_kv_heads", "act_mlp"), ("tensor",)
 )
+_BOTH = {"columns": ("fsdp", "tensor")}
 _SEQUENCE = {
-    "embed": ("fsdp", "sequence"), "pictures": ("data", "fsdp", "sequence"),
-    "tokens": ("sequence",), "slots": ("sequence",),
+    "embed": ("fsdp", "sequence"), "rank": ("fsdp", "sequence"), "columns": ("fsdp", "sequence", "tensor"),
+    "pictures": ("data", "fsdp", "sequence"), "tokens": ("sequence",), "slots": ("sequence",),
 }  # fmt: skip
 
 
@@ -49,7 +52,7 @@ RULES = MappingProxyType(
         "data": _table(_BATCH),  # the batch is cut, the parameters are not
         "fsdp": _table(_BATCH, _FSDP),  # parameters are cut too, and gathered layer by layer
         "tensor": _table(_BATCH, _TENSOR),  # Megatron: every layer's heads, hidden units and the vocabulary are cut
-        "fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR),
+        "fsdp_tensor": _table(_BATCH, _FSDP, _TENSOR, _BOTH),
         "sequence": _table(_BATCH, _FSDP, _TENSOR, _SEQUENCE),  # tokens are cut too: long prompts, many pictures
     }
 )

@@ -151,7 +151,11 @@ def pair(name: str, leaf, rank: int, rng: jax.Array):
     b = jnp.zeros((layers, rank, *n_out))
     if isinstance(leaf, nn.Partitioned):
         layer, *axes = leaf.names
-        return nn.Partitioned(a, (layer, *axes[:inputs], None)), nn.Partitioned(b, (layer, None, *axes[inputs:]))
+        a_axes, b_axes = axes[:inputs], axes[inputs:]
+        return (
+            nn.Partitioned(a, (layer, *a_axes, kernels.rank_axis(a_axes))),
+            nn.Partitioned(b, (layer, kernels.rank_axis(b_axes), *b_axes)),
+        )
     return a, b
 
 
