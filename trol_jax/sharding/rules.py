@@ -100,6 +100,11 @@ class Layout:
             )
         return cls(mesh, entries)
 
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Of arrays that each device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def spec(self, names: tuple[str | None, ...], shape: tuple[int, ...], parameter: bool = True) -> PartitionSpec:
         """Of an array whose axes have these names; UserError for a name without a rule or one mesh axis used twice."""
         if len(names) != len(shape):
@@ -123,7 +128,7 @@ class Layout:
         def sharding(leaf):
             if isinstance(leaf, nn.Partitioned):
                 return self.sharding(leaf.names, leaf.value.shape)
-            return NamedSharding(self.mesh, PartitionSpec())
+            return self.everywhere
 
         return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 

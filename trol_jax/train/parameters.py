@@ -28,6 +28,7 @@ from trol_jax.errors import UserError
 from trol_jax.models import kernels
 from trol_jax.ops.linear import Adapted
 from trol_jax.ops.quantization import int8_kernel, nf4_kernel
+from trol_jax.sharding import hosts
 
 QUANTIZERS = {"nf4": nf4_kernel, "int8": int8_kernel}
 TREATMENTS = ("train", "freeze", "lora", *QUANTIZERS)
@@ -202,7 +203,7 @@ def _read(step_dir: Path, name: str) -> np.ndarray:
 
 
 def _put(array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.device_put(array, wanted.sharding)
+    return hosts.put(array, wanted.sharding)
 
 
 # ---------------------------------------------------------------------- together again
