@@ -1,10 +1,15 @@
 """Several processes that train as one: the same losses, one checkpoint, and an end of all when one ends."""
 
+import os
+import random
+import shlex
 import signal
 import socket
+import subprocess
 import time
 
 import pytest
+import yaml
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,17 +23,29 @@ from trol_jax.sharding import hosts
 from trol_jax.sharding.mesh import make_mesh
 
 STEPS = 24
+SMALL = ["--config.checkpoint_every=3", f"--config.steps={STEPS}", "--config.batch_size=4"]
+CLUSTER = programs.ROOT / "launch" / "cluster"
 
 
 def start(count: int, workdir, *flags) -> list[Program]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    small = ["--config.checkpoint_every=3", f"--config.steps={STEPS}", "--config.batch_size=4", *flags]
+    small = [*SMALL, *flags]
     several = [f"--coordinator=localhost:{port}", f"--num_processes={count}", "--connect_seconds=60"]
     return [
         Program(programs.launch("train"), *given(workdir, *small), *(several * (count > 1)), *number)
         for number in ([f"--process_id={i}"] * (count > 1) for i in range(count))
+    ]
+
+
+def start_by_slurm(count: int, workdir, *flags) -> list[Program]:
+    """As `srun` does: each learns from its environment who the others are."""
+    small = [*SMALL, "--distributed", "--connect_seconds=60", *flags]
+    job = {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    return [
+        Program(programs.launch("train"), *given(workdir, *small), **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+        for i in range(count)
     ]
 
 
@@ -45,7 +62,7 @@ def test_processes_come_and_go_and_the_run_is_the_same(tmp_path):
     assert status == 0, err
 
     run, fsdp = tmp_path / "run", "--config.rules=fsdp"
-    two = start(2, run, "--config.mesh=fsdp=2", fsdp)
+    two = start_by_slurm(2, run, "--config.mesh=fsdp=2", fsdp)
     wait_for(two, run, 5)
     two[1].send_signal(signal.SIGKILL)
     assert "process 0 of 2 cannot go on, another one has ended" in error_line(two[0].wait(60))
@@ -84,6 +101,34 @@ def test_processes_that_do_not_meet_say_so(tmp_path):
 )
 def test_flags_that_cannot_work_are_named(tmp_path, flags, message):
     assert message in error_line(Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait())
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "tpu.sh"])
+def test_scripts_for_clusters_are_bash(name):
+    subprocess.run(["bash", "-n", CLUSTER / name], check=True)
+
+
+def test_the_tpu_script_quotes_what_it_hands_on(tmp_path):
+    (tmp_path / "gcloud").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [CLUSTER / "tpu.sh", "slice", "zone-a", '--config.parameters=((".*", "train"),)']
+    said = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=True).stdout
+    assert "--worker=all" in said
+    inner = shlex.split(said.split("--command=")[1].split("&&")[1])
+    assert inner == ["exec", ".venv/bin/python", "-m", "launch.train", "--distributed", command[-1]]
+
+
+def test_the_jobset_starts_as_many_processes_as_it_has_machines():
+    (jobs,) = yaml.safe_load((CLUSTER / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
+    spec = jobs["template"]["spec"]
+    command = spec["template"]["spec"]["containers"][0]["command"]
+    given = dict(flag.removeprefix("--").split("=", 1) for flag in command[3:])
+    assert command[1:3] == ["-m", "launch.train"]
+    assert spec["parallelism"] == spec["completions"] == int(given["num_processes"])
+    assert given["coordinator"].startswith(f"trol-{jobs['name']}-0-0.trol:")
+    known = {"coordinator", "num_processes", "process_id", "config", "workdir"}
+    assert known <= given.keys() and all(name in known or name.startswith("config.") for name in given)
 
 
 class Device:

@@ -17,10 +17,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
 import fixtures
+import programs
 import tiny
+from programs import Program
 from test_server import request
 from test_step import SCHEDULE, batch
-from test_train import arrays
+from test_train import arrays, error_line
 from test_weights import save
 from trol_jax import checkpoint
 from trol_jax.errors import UserError
@@ -201,6 +203,40 @@ def init(module, found, params=None):
 
 def is_box(leaf):
     return isinstance(leaf, nn.Partitioned)
+
+
+@pytest.mark.slow
+def test_programs_answer_over_a_mesh(tmp_path):
+    with fixtures.nano_variants():
+        run = fixtures.save_run(tmp_path / "run", "internlm2")
+    fixtures.save_data(tmp_path / "data")
+    picture = next((tmp_path / "data/test/images").iterdir())
+    asked = [f"--checkpoint={run}", f"--image={picture}", "--question=what color is the shape?", "--max_new_tokens=6"]
+    said = []
+    for flags in (
+        [],
+        ["--mesh=fsdp=2,tensor=2"],
+        ["--mesh=sequence=4", "--rules=sequence", "--beams=3"],
+        ["--beams=3"],
+    ):
+        program = Program(programs.launch("generate"), *asked, *flags, JAX_NUM_CPU_DEVICES="4")
+        status, out, err = program.wait()
+        assert status == 0 and out.strip(), err
+        said.append(out)
+    assert said[0] == said[1] and said[2] == said[3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mesh=fsdp=3"], "mesh 'fsdp=3' is of 3 devices, there are 1; change a size, or make one -1"),
+        (["--rules=fsdp"], "--rules does nothing without --mesh"),
+        (["--mesh=data=-1", "--rules=zero"], "sharding rules 'zero' are not known; choose one of replicated"),
+    ],
+)
+def test_flags_that_cannot_work_are_named(tmp_path, flags, message):
+    result = Program(programs.launch("generate"), f"--checkpoint={tmp_path}", "--question=why?", *flags).wait()
+    assert message in error_line(result)
 
 
 def assert_same_run(one, other):
