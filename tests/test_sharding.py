@@ -16,6 +16,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
+import compile_fast
 import fixtures
 import programs
 import tiny
@@ -212,15 +213,14 @@ def test_programs_answer_over_a_mesh(tmp_path):
     fixtures.save_data(tmp_path / "data")
     picture = next((tmp_path / "data/test/images").iterdir())
     asked = [f"--checkpoint={run}", f"--image={picture}", "--question=what color is the shape?", "--max_new_tokens=6"]
-    said = []
+    said, four = [], f"--xla_force_host_platform_device_count=4 {compile_fast.FLAGS}"
     for flags in (
         [],
         ["--mesh=fsdp=2,tensor=2"],
         ["--mesh=sequence=4", "--rules=sequence", "--beams=3"],
         ["--beams=3"],
     ):
-        program = Program(programs.launch("generate"), *asked, *flags, JAX_NUM_CPU_DEVICES="4")
-        status, out, err = program.wait()
+        status, out, err = Program(programs.launch("generate"), *asked, *flags, XLA_FLAGS=four).wait()
         assert status == 0 and out.strip(), err
         said.append(out)
     assert said[0] == said[1] and said[2] == said[3]
