@@ -66,11 +66,11 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only():
     q, k = draw(1, 1, 1, 8), draw(1, 1, 1, 8)
 
     def dot(a, b):
-        tables = [rotary_table(rope, jnp.array([[p]]), jnp.array([20]), 8) for p in (a, b)]
+        tables = [rotary_table(rope, jnp.array([[p]]), jnp.array([[20]]), 8) for p in (a, b)]
         return (rotate(q, *tables[0]) * rotate(k, *tables[1])).sum()
 
     close(dot(3, 1), dot(12, 10))
-    cos, sin = rotary_table(rope, jnp.array([[5]]), jnp.array([20]), 8)
+    cos, sin = rotary_table(rope, jnp.array([[5]]), jnp.array([[20]]), 8)
     close(jnp.linalg.norm(rotate(q, cos, sin)), jnp.linalg.norm(q))
     assert abs(float(dot(3, 1) - dot(3, 2))) > 1e-3
 
@@ -78,7 +78,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only():
 def test_dynamic_ntk_grows_its_base_beyond_the_trained_length():
     rope, h = INTERNLM2_1_8B.rope, 128
     short, long = 1000, 2 * rope.max_positions
-    cos, _ = rotary_table(rope, jnp.array([[7], [7]]), jnp.array([short, long]), h)
+    cos, _ = rotary_table(rope, jnp.array([[7], [7]]), jnp.array([[short], [long]]), h)
     base = rope.theta * (rope.factor * long / rope.max_positions - (rope.factor - 1)) ** (h / (h - 2))
     for row, theta in enumerate((rope.theta, base)):
         close(cos[row, 0], np.cos(7 * theta ** -(np.arange(0, h, 2) / h)), 1e-4)
@@ -87,14 +87,14 @@ def test_dynamic_ntk_grows_its_base_beyond_the_trained_length():
 
 def test_su_factors_change_with_the_length_of_each_row():
     rope, h = PHI3_MINI.rope, PHI3_MINI.head_dim
-    cos, sin = rotary_table(rope, jnp.array([[9], [9]]), jnp.array([4096, 4097]), h)
+    cos, sin = rotary_table(rope, jnp.array([[9], [9]]), jnp.array([[4096], [4097]]), h)
     close(jnp.sqrt(cos**2 + sin**2), np.full((2, 1, h // 2), 1.190), 1e-3)
     assert math.isclose(rope.amplitude, math.sqrt(1 + math.log(32) / math.log(4096)))
     for row, factors in enumerate((rope.short, rope.long)):
         angles = 9 / (np.array(factors) * rope.theta ** (np.arange(0, h, 2) / h))
         close(cos[row, 0] / rope.amplitude, np.cos(angles), 1e-4)
     with pytest.raises(ValueError, match="48 short"):
-        rotary_table(rope, jnp.array([[9]]), jnp.array([9]), 64)
+        rotary_table(rope, jnp.array([[9]]), jnp.array([[9]]), 64)
 
 
 def test_norms():

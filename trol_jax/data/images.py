@@ -1,5 +1,6 @@
 """Picture files to arrays, and those to what a vision tower takes."""
 
+import contextlib
 import functools
 import io
 import os
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from trol_jax.errors import UserError
 
 MAX_PIXELS = 40_000_000
+ORIENTATION = 0x0112  # of EXIF; 5 to 8 stand for pictures that lie on a side
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow's, before our own error
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
 
@@ -22,11 +24,24 @@ def load_image(source: str | os.PathLike | bytes | Image.Image) -> np.ndarray:
     UserError that names the file for one that is missing, no picture, damaged, or larger than 40 megapixels.
     """
     name = "the picture" if isinstance(source, bytes | Image.Image) else os.fspath(source)
-    try:
-        if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image):
+        with _explained(name):
             return _pixels(source, name)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            return _pixels(image, name)
+    with _opened(source, name) as image:
+        return _pixels(image, name)
+
+
+@contextlib.contextmanager
+def _opened(source: str | os.PathLike | bytes, name: str):
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _explained(name), Image.open(file, formats=FORMATS) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _explained(name: str):
+    try:
+        yield
     except UserError:
         raise
     except FileNotFoundError:
@@ -39,6 +54,22 @@ def load_image(source: str | os.PathLike | bytes | Image.Image) -> np.ndarray:
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except Exception as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name} is a damaged picture: {error}") from error
+
+
+def upright_size(source: str | os.PathLike | bytes) -> tuple[int, int]:
+    """(height, width) of what `load_image` gives, from the header alone. Errors as there, but for damaged pixels."""
+    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+    with _opened(source, name) as image:
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def tiles_of(height: int, width: int, family: str, size: int, max_tiles: int) -> int:
+    """How many tiles `prepare` makes of a picture of this size."""
+    if family == "internlm2":
+        return 1
+    columns, rows = grid(height, width, size, max_tiles)
+    return columns * rows + (columns * rows > 1)
 
 
 def prepare(image: np.ndarray, family: str, size: int, max_tiles: int) -> np.ndarray:

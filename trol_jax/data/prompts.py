@@ -63,6 +63,9 @@ FORMATS = {
 }
 
 
+Question = str | Sequence[str | int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Chat:
     """A conversation as arrays of one length.
@@ -113,12 +116,13 @@ def encode_prompt(
 def encode_chat(
     tokenizer,
     format: ChatFormat,
-    turns: Sequence[tuple[str, str]],
+    turns: Sequence[tuple[Question, str]],
     image_tokens: int | Sequence[int],
     system: str = SYSTEM,
     isolate_turns: bool = False,
 ) -> Chat:
-    """Tokens of a conversation of (question, answer) pairs; for `image_tokens` see `encode_prompt`.
+    """Tokens of a conversation of (question, answer) pairs; for `image_tokens` see `encode_prompt`. A question may have
+    pictures anywhere, as pieces: text, and in the place of each picture the number of its tokens.
 
     isolate_turns=False: an ordinary conversation; every turn sees the turns before.
     isolate_turns=True: conversations of one turn each that share the opening: <s>, the system message, the user mark
@@ -161,16 +165,26 @@ def _prefix(tokenizer, format: ChatFormat, image_tokens: int | Sequence[int], sy
     after = format.user
     for count in [image_tokens] if isinstance(image_tokens, int) else image_tokens:
         if count:
-            tokens += tokenizer.encode(format.image_start, after=after)
-            tokens += [tokenizer.image_id] * count
-            tokens += tokenizer.encode(format.image_end)
+            tokens += _picture(tokenizer, format, count, after)
             after = format.image_end or format.image
     return tokens, after
 
 
-def _ask(tokenizer, format: ChatFormat, question: str, after: str) -> list[int]:
-    ask = tokenizer.encode(question, specials=False, after=after)
-    return ask + tokenizer.encode(f"{format.end}\n{format.assistant}", after=TEXT if question else after)
+def _picture(tokenizer, format: ChatFormat, count: int, after: str) -> list[int]:
+    start, end = tokenizer.encode(format.image_start, after=after), tokenizer.encode(format.image_end)
+    return start + [tokenizer.image_id] * count + end
+
+
+def _ask(tokenizer, format: ChatFormat, question: Question, after: str) -> list[int]:
+    ask = []
+    for piece in [question] if isinstance(question, str) else question:
+        if isinstance(piece, int):
+            ask += _picture(tokenizer, format, piece, after)
+            after = format.image_end or format.image
+        elif piece:
+            ask += tokenizer.encode(piece, specials=False, after=after)
+            after = TEXT
+    return ask + tokenizer.encode(f"{format.end}\n{format.assistant}", after=after)
 
 
 def _answer(tokenizer, format: ChatFormat, answer: str) -> list[int]:

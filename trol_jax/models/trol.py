@@ -71,10 +71,13 @@ class TroL(nn.Module):
             positions = jnp.maximum(start + jnp.cumsum(valid, axis=1) - 1, 0)
         if cache is None:
             mask, index = prompt_mask(segment_ids, turn_ids), None
+            same = segment_ids[:, :, None] == segment_ids[:, None, :]
+            lengths = jnp.max(positions[:, None, :], axis=2, where=same, initial=0) + 1
         else:
+            lengths = jnp.broadcast_to(positions.max(axis=1, keepdims=True) + 1, positions.shape)
             index, cache = cache.index, cache.admit(valid)
             mask = cache_mask(cache.valid, index, tokens.shape[1]) if mask is None else mask
-        cos, sin = rotary_table(c.decoder.rope, positions, positions.max(axis=1) + 1, c.decoder.head_dim)
+        cos, sin = rotary_table(c.decoder.rope, positions, lengths, c.decoder.head_dim)
         image_mask = tokens == c.image_token
         x = self.decoder.embed(tokens)
         if images is not None:

@@ -1,7 +1,7 @@
 """Rotary position tables of the two backbones.
 
-`lengths` is the length of each row (its largest position + 1), not of the batch: what a row is batched with never
-changes its angles. For one row this is what the original computes.
+`lengths` is, for each token, the length of its own sample (the largest position there + 1), not of the batch: what it
+is batched or packed with never changes its angles. For one sample this is what the original computes.
 """
 
 import dataclasses
@@ -46,21 +46,21 @@ class Su:
 def rotary_table(rope: DynamicNTK | Su, positions: jax.Array, lengths: jax.Array, head_dim: int):
     """Cosines and sines, float32[B, T, H / 2] each.
 
-    positions: int[B, T], lengths: int[B].
+    positions, lengths: int[B, T].
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     if isinstance(rope, Su):
         if not len(rope.short) == len(rope.long) == head_dim // 2:
             raise ValueError(f"su factors: {len(rope.short)} short, {len(rope.long)} long, need {head_dim // 2}")
-        long = (lengths > rope.original_max_positions)[:, None]
+        long = (lengths > rope.original_max_positions)[..., None]
         factors = jnp.where(long, jnp.float32(rope.long), jnp.float32(rope.short))
         frequencies, amplitude = 1 / (factors * rope.theta**exponents), rope.amplitude
     else:
         grown = jnp.maximum(lengths, rope.max_positions).astype(jnp.float32) / rope.max_positions
         scale = jnp.where(lengths > rope.max_positions, rope.factor * grown - (rope.factor - 1), 1.0)
         base = rope.theta * scale ** (head_dim / (head_dim - 2))
-        frequencies, amplitude = base[:, None] ** -exponents, 1.0
-    angles = positions[..., None].astype(jnp.float32) * frequencies[:, None, :]
+        frequencies, amplitude = base[..., None] ** -exponents, 1.0
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * amplitude, jnp.sin(angles) * amplitude
 
 

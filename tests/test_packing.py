@@ -1,0 +1,230 @@
+"""Samples of the sources as tokens, several to a row, and a loss that does not notice."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from trol_jax.data.demo import write_demo
+from trol_jax.data.encode import SampleEncoder, paired
+from trol_jax.data.mixture import Mixture, Part
+from trol_jax.data.packing import Packer, Rows
+from trol_jax.data.prompts import FORMATS, render_prompt
+from trol_jax.data.sources import open_sources
+from trol_jax.data.sources.sample import Sample
+from trol_jax.data.tokenizer import train_tokenizer
+from trol_jax.errors import UserError
+from trol_jax.ops.losses import next_token_loss
+
+SHAPE = Rows(rows=4, length=512, tiles=12, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo") / "root")
+
+
+@functools.cache
+def tokenizer(family):
+    return train_tokenizer(["what is it? a red circle, and why: because of 1 + 1 = 2"] * 2, FORMATS[family], 340)
+
+
+def encoder(root, family="internlm2", max_length=512, **changes):
+    options = dict(image_size=16, tile_tokens=4, max_tiles=6, system="") | changes
+    return SampleEncoder(str(root), tokenizer(family), max_length=max_length, **options)
+
+
+def mixture(root, seed=0):
+    sources = open_sources(root)
+    return Mixture(sources, [Part(name) for name in sources], seed)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_sample_becomes_the_prompt_of_the_original_and_its_answers(root, family):
+    picture = next(sample for sample in open_sources(root)["sharegpt4v_instruct"] if sample.pictures).pictures[0]
+    turns = (("user", "<image>\nwhat is it?"), ("assistant", "a circle"), ("user", "why?"), ("assistant", "because"))
+    made = encoder(root, family, max_tiles=1)(Sample("source", "1", turns, (picture,)))
+    assert made.tiles == (1,)
+    text = tokenizer(family).decode(made.tokens, specials=True)
+    one, mark = FORMATS[family], "\n"
+    start = render_prompt(one, "what is it?", 4, "")
+    whole = f"{start}a circle{one.end}{mark}{one.user}why?{one.end}{mark}{one.assistant}because{one.end}"
+    assert text.replace(mark, "") == whole.replace(mark, "")  # Phi-3's marks swallow line breaks
+    learned = tokenizer(family).decode(made.tokens[made.loss_mask], specials=True)
+    assert learned == f"a circle{one.end}because{one.end}"
+
+
+def test_pictures_stand_where_the_data_has_them(root):
+    pictures = [sample.pictures[0] for sample in open_sources(root)["docdownstream"] if sample.pictures][:2]
+    sample = Sample("s", "1", (("user", "first <image> then\n<image>\n?"), ("assistant", "yes")), tuple(pictures))
+    made = encoder(root, "phi3", tile_tokens=2)(sample)
+    text = tokenizer("phi3").decode(made.tokens, specials=True)
+    inside = [f"<img>{'<IMG_CONTEXT>' * 2 * count}</img>" for count in made.tiles]
+    assert f"first {inside[0]} then{inside[1]}?<|end|>" in text
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_cut_never_goes_through_a_picture(root, family):
+    picture = next(sample for sample in open_sources(root)["sharegpt4v_instruct"] if sample.pictures).pictures[0]
+    turns = (("user", "is it red?"), ("assistant", "yes"), ("user", "<image>and this?"), ("assistant", "no, not red"))
+    sample = Sample("source", "1", turns, (picture,))
+    whole = encoder(root, family)(sample)
+    image = tokenizer(family).image_id
+    first, last = np.flatnonzero(whole.tokens == image)[[0, -1]]
+    around = int(family == "phi3")
+    ends = set()
+    for length in range(first - 2, len(whole.tokens)):
+        cut = encoder(root, family, max_length=length)(sample)
+        np.testing.assert_array_equal(cut.tokens, whole.tokens[: len(cut.tokens)])
+        assert len(cut.tokens) + cut.cut == len(whole.tokens) and len(cut.tiles) == len(cut.pictures)
+        assert (cut.tokens == image).sum() == 4 * sum(cut.tiles)
+        ends.add(len(cut.tokens))
+    assert not ends & set(range(first - around + 1, last + 1 + around)) and len(ends) > 5
+    with pytest.raises(UserError, match="sample 1 of source: nothing of an answer is within the 8 tokens"):
+        encoder(root, family, max_length=8)(sample)
+
+
+@pytest.mark.parametrize(
+    ("turns", "pictures", "message"),
+    [
+        ((("assistant", "hello"),), (), "turn 1 is by the assistant; they must alternate"),
+        ((("user", "a"), ("user", "b")), (), "turn 2 is by the user"),
+        ((("user", "a"), ("assistant", " ")), (), "no answer"),
+        ((("user", "<image>"), ("assistant", "b")), (), "1 marks <image> in the questions, 0 pictures"),
+        ((("user", "a"), ("assistant", "b")), ("a.jpg",), "0 marks <image> in the questions, 1 pictures"),
+        ((("user", "<image>"), ("assistant", "b")), ("../a.jpg",), "not one below the root"),
+    ],
+)
+def test_samples_that_cannot_be_used_are_named(root, turns, pictures, message):
+    with pytest.raises(UserError, match=f"sample 7 of web: .*{message}"):
+        encoder(root)(Sample("web", "7", turns, pictures))
+
+
+def test_a_last_question_without_an_answer_is_left_out():
+    assert paired((("user", "a"), ("assistant", "b"), ("user", "c"))) == [("a", "b")]
+
+
+def packed(root, count, family="internlm2", **options):
+    with Packer(mixture(root), encoder(root, family), SHAPE, bad="skip", **options) as packer:
+        return [next(packer) for _ in range(count)], packer.counts
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rows_hold_every_sample_whole_and_little_padding(root, family):
+    batches, counts = packed(root, 12, family)
+    rows = [
+        tuple(batch["tokens"][row][batch["segment_ids"][row] == number].tolist())
+        for batch in batches for row in range(SHAPE.rows) for number in range(1, batch["segment_ids"][row].max() + 1)
+    ]  # fmt: skip
+    encode, samples = encoder(root, family), mixture(root)
+    known = {tuple(encode(samples[i]).tokens.tolist()) for i in range(len(samples))}
+    assert set(rows) <= known and len(rows) == sum(n for name, n in counts.items() if name.startswith("samples/"))
+    assert counts["padding"] / (counts["padding"] + counts["tokens"]) < 0.05
+    assert counts["tokens"] == sum((batch["segment_ids"] != 0).sum() for batch in batches)
+    for batch in batches:
+        pictures = (batch["tokens"] == tokenizer(family).image_id).sum(axis=1) // 4
+        assert ((batch["images"].reshape(SHAPE.rows, SHAPE.tiles, -1).any(axis=2)).sum(axis=1) <= pictures).all()
+        assert batch["loss_mask"].any(axis=1).all() and not batch["loss_mask"][batch["segment_ids"] == 0].any()
+
+
+def test_an_epoch_loses_nothing_and_repeats_nothing(root):
+    """All samples that were drawn are in rows or wait."""
+    with Packer(mixture(root), encoder(root), SHAPE) as packer:
+        for _ in range(5):
+            next(packer)
+        state, counts = packer.get_state(), packer.counts
+    placed = sum(number for name, number in counts.items() if name.startswith("samples/"))
+    assert placed + len(state["waiting"]) == state["next"] and len(set(state["waiting"])) == len(state["waiting"])
+
+
+def test_it_goes_on_where_it_stopped_with_any_number_of_processes(root):
+    batches, _ = packed(root, 6)
+    with Packer(mixture(root), encoder(root), SHAPE, bad="skip") as packer:
+        for _ in range(3):
+            next(packer)
+        state = packer.get_state()
+    shares = [(0, 3), (1, 2)]
+    for share, own in enumerate(shares):
+        with Packer(mixture(root), encoder(root), SHAPE, bad="skip", shares=shares, share=share) as packer:
+            packer.set_state(state)
+            for batch in batches[3:]:
+                for name, part in next(packer).items():
+                    np.testing.assert_array_equal(part, batch[name][list(own)], err_msg=name)
+
+
+def test_bad_samples_fail_or_are_skipped_and_counted(root):
+    good = mixture(root)
+    bad = Sample("web", "7", (("assistant", "hello"),))
+    broken = Sample("web", "8", (("user", "<image>what?"), ("assistant", "nothing")), (b"no picture",))
+
+    class Samples:
+        def __getitem__(self, index):
+            return {3: bad, 5: broken}.get(index) or good[index]
+
+    with Packer(Samples(), encoder(root), SHAPE) as packer, pytest.raises(UserError, match="sample 7 of web: turn 1"):
+        next(packer)
+    with Packer(Samples(), encoder(root), SHAPE, bad="skip") as packer:
+        batches = [next(packer) for _ in range(2)]
+        assert packer.counts["bad"] == 1
+    tokens = encoder(root)(broken).tokens
+    found = 0
+    for batch in batches:
+        for row in range(SHAPE.rows):
+            for number in range(1, batch["segment_ids"][row].max() + 1):
+                here = batch["segment_ids"][row] == number
+                if here.sum() == len(tokens) and (batch["tokens"][row][here] == tokens).all():
+                    found += 1
+                    assert not batch["loss_mask"][row][here].any()
+    assert found == 1
+    with Packer(Samples(), encoder(root, max_length=4096), SHAPE, bad="skip") as packer:
+        packer.shape = dataclasses.replace(SHAPE, tiles=0)
+        with pytest.raises(UserError, match=r"has \d+ tokens and 1 tiles, a row holds 512 and 0"):
+            next(packer)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_loss_of_a_packed_row_is_the_sum_of_its_samples(family):
+    """Lengths on both sides of where rotary factors change; two pictures, then none, then one."""
+    module, params = tiny.model(family)
+    rope = module.config.decoder.rope
+    name = "original_max_positions" if family == "phi3" else "max_positions"
+    rope = dataclasses.replace(rope, **{name: 16})
+    decoder = dataclasses.replace(module.config.decoder, rope=rope)
+    module = dataclasses.replace(module, config=dataclasses.replace(module.config, decoder=decoder))
+    rng = np.random.default_rng(0)
+    samples = []
+    for pictures, text in ((2, 14), (0, 9), (1, 5)):
+        tokens = [module.config.image_token] * module.config.image_tokens * pictures + rng.integers(
+            4, tiny.VOCAB, text
+        ).tolist()
+        mask = [False] * (len(tokens) - 4) + [True] * 4
+        samples.append((tokens, mask, rng.standard_normal((pictures, 16, 16, 3)).astype(np.float32)))
+
+    @jax.jit
+    def sums(tokens, positions, segment_ids, mask, images):
+        run = lambda p: module.apply({"params": p}, tokens, images, segment_ids=segment_ids, positions=positions)[0]  # noqa: E731
+        loss = lambda p: next_token_loss(run(p), p["decoder"]["head"]["kernel"], tokens, mask)[0]  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    def padded(chosen, length=80, tiles=4):
+        tokens = np.zeros((1, length), np.int32)
+        positions, segment_ids, mask = np.zeros_like(tokens), np.zeros_like(tokens), np.zeros((1, length), bool)
+        images, place, picture = np.zeros((1, tiles, 16, 16, 3), np.float32), 0, 0
+        for number, (each, learned, pictures) in enumerate(chosen, start=1):
+            here = slice(place, place + len(each))
+            tokens[0, here], mask[0, here] = each, learned
+            positions[0, here], segment_ids[0, here] = np.arange(len(each)), number
+            images[0, picture : picture + len(pictures)] = pictures
+            place, picture = here.stop, picture + len(pictures)
+        return sums(tokens, positions, segment_ids, mask, images)
+
+    whole, gradient = padded(samples)
+    parts, gradients = zip(*(padded([each]) for each in samples), strict=True)
+    np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
+    total = jax.tree.map(lambda *each: sum(each), *gradients)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(total), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(float(jnp.abs(b).max()), 1e-3))

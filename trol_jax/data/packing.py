@@ -1,0 +1,194 @@
+"""Several samples in one row of a batch, so that few tokens are padding.
+
+Rows are made in every process alike, from the tokens of all samples; each process decodes the pictures of its own rows
+only. So a batch does not depend on the number of processes, and a position is: the next sample, and those that wait.
+"""
+
+import bisect
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from trol_jax.data.encode import Encoded, SampleEncoder
+from trol_jax.data.images import load_image, prepare
+from trol_jax.errors import UserError
+
+WAITING = 512  # samples among which the next for a row is looked for
+AHEAD = 2  # batches that are made before they are asked for
+INTS = ("tokens", "positions", "segment_ids", "turn_ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The shape of a batch. rows: of all processes; length: tokens of a row; tiles: of all pictures of a row."""
+
+    rows: int
+    length: int
+    tiles: int
+    image_size: int
+
+
+class Packer:
+    """Batches without end: see `pipeline.train_iterator`, of which it has the methods and what it yields.
+
+    samples: [i] for any i >= 0, as of `mixture.Mixture`. encode: `encode.SampleEncoder`. bad: "fail" or "skip", what
+    becomes of a sample that cannot be used; of one whose picture turns out to be broken nothing is learned.
+    shares, share: rows of the processes, and which are ours; by default all.
+
+    images: uint8[B, tiles, size, size, 3], black where there is no picture. segment_ids: 1, 2, ... of the samples of a
+    row, 0 = padding. No sample is cut to fit; each row begins with the one that has waited longest, so none waits long.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence,
+        encode: SampleEncoder,
+        shape: Rows,
+        *,
+        bad: str = "fail",
+        shares: Sequence[Sequence[int]] = (),
+        share: int = 0,
+        threads: int = 2,
+    ):
+        self.samples, self.encode, self.shape, self.bad = samples, encode, shape, bad
+        self.own = list(shares[share]) if shares else list(range(shape.rows))
+        self.counts = collections.Counter()  # of the batches taken: tokens, padding, cut, bad, and samples by source
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads)
+        self.set_state({"next": 0, "waiting": [], "counts": {}})
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        while len(self._ready) < AHEAD:
+            rows, state = self._rows()
+            pictures = [self._pool.submit(self._images, rows[i]) for i in self.own]
+            self._ready.append((rows, pictures, state))
+        rows, pictures, self._state = self._ready.popleft()
+        self.counts = collections.Counter(self._state["counts"])
+        tiles, broken = zip(*(each.result() for each in pictures), strict=True)
+        texts = [self._text(rows[i], bad) for i, bad in zip(self.own, broken, strict=True)]
+        batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
+        return {"images": np.stack(tiles)} | batch
+
+    def get_state(self) -> dict:
+        return self._state
+
+    def set_state(self, state: dict) -> None:
+        for _, pictures, _ in getattr(self, "_ready", ()):
+            for each in pictures:
+                each.cancel()
+        self._state, self._ready = state, collections.deque()
+        self._next, self._counts = state["next"], collections.Counter(state["counts"])
+        self._waiting: dict[int, Encoded] = {}  # by number, the oldest first
+        self._by_length: list[tuple[int, int]] = []  # (tokens, -number) of the same, in order
+        for index in state["waiting"]:
+            self._wait(index, self.encode(self.samples[index]))
+        self._stream = None
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "Packer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ which samples
+    def _rows(self) -> tuple[list[list[Encoded]], dict]:
+        rows = [self._row() for _ in range(self.shape.rows)]
+        tokens = sum(len(each.tokens) for row in rows for each in row)
+        self._counts.update(tokens=tokens, padding=self.shape.rows * self.shape.length - tokens)
+        for each in (each for row in rows for each in row):
+            self._counts[f"samples/{each.source}"] += 1
+            self._counts["cut"] += each.cut
+        return rows, {"next": self._next, "waiting": list(self._waiting), "counts": dict(self._counts)}
+
+    def _row(self) -> list[Encoded]:
+        self._fill()
+        row, room, tiles = [], self.shape.length, self.shape.tiles
+        index = next(iter(self._waiting))
+        while index is not None:
+            row.append(each := self._waiting.pop(index))
+            self._by_length.remove((len(each.tokens), -index))
+            room, tiles = room - len(each.tokens), tiles - sum(each.tiles)
+            index = self._largest(room, tiles)
+        return row
+
+    def _largest(self, room: int, tiles: int) -> int | None:
+        """Of those that fit, one with the most tokens; of equal ones the oldest."""
+        for place in range(bisect.bisect_right(self._by_length, (room, 1)), 0, -1):
+            index = -self._by_length[place - 1][1]
+            if sum(self._waiting[index].tiles) <= tiles:
+                return index
+        return None
+
+    def _fill(self) -> None:
+        if self._stream is None:
+            self._stream = self._encoded(self._next)
+        while len(self._waiting) < WAITING:
+            index, encoded = next(self._stream)
+            self._next = index + 1
+            if isinstance(encoded, UserError):
+                if self.bad == "fail":
+                    raise encoded
+                self._counts["bad"] += 1
+            elif sum(encoded.tiles) > self.shape.tiles or len(encoded.tokens) > self.shape.length:
+                raise UserError(
+                    f"sample {encoded.id} of {encoded.source} has {len(encoded.tokens):,} tokens and "
+                    f"{sum(encoded.tiles)} tiles, a row holds {self.shape.length:,} and {self.shape.tiles}"
+                )
+            else:
+                self._wait(index, encoded)
+
+    def _wait(self, index: int, encoded: Encoded) -> None:
+        self._waiting[index] = encoded
+        bisect.insort(self._by_length, (len(encoded.tokens), -index))
+
+    def _encoded(self, first: int) -> Iterator[tuple[int, Encoded | UserError]]:
+        pending, index = collections.deque(), first
+        while True:
+            while len(pending) < 64:
+                pending.append((index, self._pool.submit(self._one, index)))
+                index += 1
+            number, future = pending.popleft()
+            yield number, future.result()
+
+    def _one(self, index: int) -> Encoded | UserError:
+        try:
+            return self.encode(self.samples[index])
+        except UserError as error:
+            return error
+
+    # ------------------------------------------------------------------ rows as arrays
+    def _images(self, row: list[Encoded]) -> tuple[np.ndarray, set[int]]:
+        """(tiles of a row, places of the samples there whose pictures cannot be read)."""
+        size, family = self.shape.image_size, self.encode.tokenizer.format.name
+        tiles, broken, place = np.zeros((self.shape.tiles, size, size, 3), np.uint8), set(), 0
+        for number, each in enumerate(row):
+            for picture, count in zip(each.pictures, each.tiles, strict=True):
+                try:
+                    made = prepare(load_image(picture), family, size, self.encode.max_tiles)
+                    tiles[place : place + count] = made
+                except UserError as error:
+                    if self.bad == "fail":
+                        raise UserError(f"sample {each.id} of {each.source}: {error}") from None
+                    broken.add(number)
+                place += count
+        return tiles, broken
+
+    def _text(self, row: list[Encoded], broken: set[int]) -> dict[str, np.ndarray]:
+        """Nothing is learned of a broken sample."""
+        arrays = {name: np.zeros(self.shape.length, np.int32) for name in INTS}
+        arrays["loss_mask"], place = np.zeros(self.shape.length, bool), 0
+        for number, each in enumerate(row):
+            here = slice(place, place + len(each.tokens))
+            arrays["tokens"][here], arrays["segment_ids"][here] = each.tokens, number + 1
+            arrays["positions"][here] = np.arange(len(each.tokens))
+            arrays["loss_mask"][here] = each.loss_mask & (number not in broken)
+            place = here.stop
+        return arrays
