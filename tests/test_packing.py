@@ -2,23 +2,29 @@
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fixtures
 import tiny
+from trol_jax import typed
 from trol_jax.data.demo import write_demo
 from trol_jax.data.encode import SampleEncoder, paired
 from trol_jax.data.mixture import Mixture, Part
-from trol_jax.data.packing import Packer, Rows
+from trol_jax.data.packing import MixtureOptions, Packer, Rows
 from trol_jax.data.prompts import FORMATS, render_prompt
 from trol_jax.data.sources import open_sources
 from trol_jax.data.sources.sample import Sample
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
 from trol_jax.ops.losses import next_token_loss
+from trol_jax.train import config as config_lib
+from trol_jax.train.loop import train
 
 SHAPE = Rows(rows=4, length=512, tiles=12, image_size=16)
 
@@ -184,6 +190,32 @@ def test_bad_samples_fail_or_are_skipped_and_counted(root):
         packer.shape = dataclasses.replace(SHAPE, tiles=0)
         with pytest.raises(UserError, match=r"has \d+ tokens and 1 tiles, a row holds 512 and 0"):
             next(packer)
+
+
+def test_a_run_trains_on_the_mixture_and_goes_on(root, tmp_path):
+    data = MixtureOptions(
+        root=str(root), parts=(("sharegpt4v_instruct", 1), ("mathinstruct", 2.0), ("gllava_qa", 1)), max_length=256,
+        sample_length=128, row_tiles=8, max_tiles=2, system="", bad="skip", threads=1,
+    )  # fmt: skip
+    with fixtures.nano_variants():
+        base = fixtures.save_run(tmp_path / "base", steps=1)
+        config = fixtures.run_config(
+            data=data, start_from=str(base), steps=3, checkpoint_every=2, mesh="data=1,fsdp=-1", rules="fsdp"
+        )
+        train(config, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run/checkpoints/3")
+        before = (tmp_path / "run/metrics.jsonl").read_text()
+        train(config, tmp_path / "run")
+        assert config_lib.from_dict(typed.to_dict(config)) == config
+        with pytest.raises(UserError, match=r"config\.start_from must name a checkpoint that has a tokeniser"):
+            config_lib.check(dataclasses.replace(config, start_from=""))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    firsts = [json.loads(line) for line in before.splitlines()]
+    for line in (*lines, *firsts):
+        del line["examples_per_second"]
+    assert lines == firsts
+    shares = [lines[-1][f"data/{name}"] for name, _ in data.parts]
+    assert sum(shares) == pytest.approx(1, abs=1e-4) and min(shares) > 0 and lines[-1]["data/padding"] < 0.2
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

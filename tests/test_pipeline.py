@@ -61,7 +61,7 @@ def painted(tmp_path):
 @contextlib.contextmanager
 def batches(source, tokenizer, options=OPTIONS, batch_size=4, seed=0, image_size=8, **kwargs):
     sizes = dict(image_size=image_size, image_tokens=4, batch_size=batch_size)
-    iterator = train_iterator(source, tokenizer, FORMAT, options, seed=seed, **sizes, **kwargs)
+    iterator = train_iterator(source, options, tokenizer, seed=seed, **sizes, **kwargs)
     with contextlib.closing(iterator):
         yield iterator
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from trol_jax.errors import UserError
 
-TYPE = "type"  # of the alternatives of a field, the class that was meant
+TYPE = "type"  # of the alternatives of a field, the class that was meant; the first where nothing is said
 
 
 def from_dict(raw: Mapping[str, Any], cls, where: str):
@@ -29,7 +29,7 @@ def from_dict(raw: Mapping[str, Any], cls, where: str):
 def _value(value, wanted, place: str):
     if _is_choice(wanted):
         known = {cls.__name__: cls for cls in get_args(wanted)}
-        chosen = value.get(TYPE) if isinstance(value, Mapping) else None
+        chosen = value.get(TYPE, next(iter(known))) if isinstance(value, Mapping) else None
         if chosen not in known:
             raise UserError(f"{place}.{TYPE} is {chosen!r}, must be one of {', '.join(known)}")
         return from_dict({name: each for name, each in value.items() if name != TYPE}, known[chosen], place)

@@ -8,12 +8,16 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from trol_jax.data.encode import Encoded, SampleEncoder
 from trol_jax.data.images import load_image, prepare
+from trol_jax.data.mixture import Mixture, Part
+from trol_jax.data.sources import SOURCES, open_sources
+from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 
 WAITING = 512  # samples among which the next for a row is looked for
@@ -29,6 +33,48 @@ class Rows:
     length: int
     tiles: int
     image_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOptions:
+    root: str  # folder of the sources, in the layout of the original
+    parts: tuple  # (name, repeat) of each source; () = all, once an epoch
+    max_length: int  # tokens a row
+    sample_length: int  # tokens of a sample; what is beyond is cut off
+    row_tiles: int  # pictures (or tiles of them) a row
+    max_tiles: int  # of a picture, in the family that cuts them into tiles; one more where there are several
+    system: str  # system message; "" = none
+    bad: str  # "fail" or "skip": what becomes of a sample that cannot be used
+    threads: int  # that read and decode
+
+
+def train_iterator(
+    options: MixtureOptions,
+    tokenizer: Tokenizer,
+    *,
+    image_size: int,
+    image_tokens: int,
+    batch_size: int,
+    seed: int,
+    shares: Sequence[Sequence[int]] = (),
+    share: int = 0,
+) -> "Packer":
+    """Batches of the published training data; see `pipeline.train_iterator`. UserError for options that cannot work."""
+    for name in ("max_length", "sample_length", "row_tiles", "max_tiles", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"data.{name} is {getattr(options, name)}, must be at least 1")
+    if options.bad not in ("fail", "skip"):
+        raise UserError(f"data.bad is {options.bad!r}, must be fail or skip")
+    if options.sample_length > options.max_length:
+        raise UserError(f"data.sample_length {options.sample_length} is more than data.max_length {options.max_length}")
+    parts = [Part(name, repeat=float(repeat)) for name, repeat in options.parts or ((name, 1) for name in SOURCES)]
+    samples = Mixture(open_sources(options.root, [part.source for part in parts]), parts, seed)
+    encode = SampleEncoder(
+        os.path.abspath(options.root), tokenizer, image_size, image_tokens,
+        options.max_tiles, options.sample_length, options.system,
+    )  # fmt: skip
+    shape = Rows(batch_size, options.max_length, options.row_tiles, image_size)
+    return Packer(samples, encode, shape, bad=options.bad, shares=shares, share=share, threads=options.threads)
 
 
 class Packer:
@@ -97,6 +143,21 @@ class Packer:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def shares_so_far(self) -> dict[str, float]:
+        """For the metrics: the part of the tokens that is padding or was cut off, samples left out as bad, and the part
+        of all samples that each source has.
+        """
+        count = self.counts
+        samples = {name: number for name, number in count.items() if name.startswith("samples/")}
+        total = max(1, sum(samples.values()))
+        found = {f"data/{name.removeprefix('samples/')}": number / total for name, number in sorted(samples.items())}
+        padding = count["padding"] / max(1, count["padding"] + count["tokens"])
+        return found | {
+            "data/padding": padding,
+            "data/cut": count["cut"] / max(1, count["tokens"]),
+            "data/bad": count["bad"],
+        }
 
     # ------------------------------------------------------------------ which samples
     def _rows(self) -> tuple[list[list[Encoded]], dict]:

@@ -39,9 +39,8 @@ class DataOptions:
 
 def train_iterator(
     source,
-    tokenizer: Tokenizer,
-    format: ChatFormat,
     options: DataOptions,
+    tokenizer: Tokenizer,
     *,
     image_size: int,
     image_tokens: int,
@@ -66,7 +65,7 @@ def train_iterator(
     does not fit into a row, when met.
     """
     _check(source, options, batch_size)
-    encoder = RowEncoder(tokenizer, format, options, image_size, image_tokens)
+    encoder = RowEncoder(tokenizer, tokenizer.format, options, image_size, image_tokens)
     encoder(source[0], np.random.default_rng(seed))  # what fits no row at all is told at once
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(encoder)
     if len(shares) > 1:

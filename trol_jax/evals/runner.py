@@ -17,6 +17,7 @@ from tqdm import tqdm
 import trol_jax
 from trol_jax import checkpoint, manifest, saved
 from trol_jax.data.easy_vqa import EasyVQA
+from trol_jax.data.pipeline import DataOptions
 from trol_jax.evals import pictures
 from trol_jax.evals.easy_vqa import is_right, score
 from trol_jax.infer import weights
@@ -50,7 +51,8 @@ def evaluate(
     step_dir = checkpoint.resolve(path)
     settings = saved.read_settings(step_dir)
     output = run_directory(step_dir) if output is None else Path(output)
-    data = EasyVQA("test", root or (settings and settings.data.root) or None)
+    trained_on = settings.data.root if settings and isinstance(settings.data, DataOptions) else ""
+    data = EasyVQA("test", root or trained_on or None)
     everything = data.questions()
     rows = everything[:limit]
     how = f"greedy {MAX_NEW_TOKENS}{weights.named(weight_kind, cache)}"

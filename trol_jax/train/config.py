@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trol_jax import typed
+from trol_jax.data.packing import MixtureOptions
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.errors import UserError
 from trol_jax.models.layers import REMAT_POLICIES
@@ -31,7 +32,7 @@ class ModelOptions:
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     model: ModelOptions
-    data: DataOptions
+    data: DataOptions | MixtureOptions
     optimizer: OptimizerOptions
     parameters: tuple  # what becomes of each: ((regular expression, treatment), ...), see trol_jax.train.parameters
     lora: LoraOptions
@@ -61,7 +62,7 @@ RANGES = {  # of the optimizer
 
 # Settings that change where a run is computed and how it is watched or fed, not what it computes: it may be continued
 # with others.
-WATCHING = ("mesh", "rules", "checkpoint_every", "keep", "log_every", "workers")
+WATCHING = ("mesh", "rules", "checkpoint_every", "keep", "log_every", "workers", "threads")
 
 
 def from_dict(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -94,6 +95,8 @@ def check(config: RunConfig) -> None:
             raise UserError(f"config.parameters has {row!r}, must be pairs of a regular expression and a treatment")
         if parse(row[1]).lora and config.lora.rank < 1:
             raise UserError(f"config.lora.rank is {config.lora.rank}, must be at least 1 for {row[1]!r}")
+    if not config.start_from and isinstance(config.data, MixtureOptions):
+        raise UserError("config.data is a mixture, so config.start_from must name a checkpoint that has a tokeniser")
     if not config.start_from and not all_trained(config.parameters):
         raise UserError("config.parameters freezes some, so config.start_from must name the checkpoint that has them")
     if not math.isfinite(config.lora.alpha):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from trol_jax import checkpoint, manifest, saved, typed
-from trol_jax.data import easy_vqa, pipeline
+from trol_jax.data import easy_vqa, packing, pipeline
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
@@ -44,7 +44,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     over_devices = layout.batch(config.batch_size // config.accumulation)  # of a micro-batch
     shares, share = hosts.row_shares(over_devices, config.batch_size)
     tell = print if hosts.is_first() else lambda _: None
-    source = easy_vqa.EasyVQA("train", config.data.root or None)
+    packed = isinstance(config.data, packing.MixtureOptions)
+    source = None if packed else easy_vqa.EasyVQA("train", config.data.root or None)
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
         newest = checkpoint.resolve(workdir)
@@ -101,9 +102,10 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
 
     with hosts.explained(), contextlib.ExitStack() as stack:
         # -------------------------------------------------------------- start, or go on; nothing is written before
-        batches = pipeline.train_iterator(
-            source, tokenizer, tokenizer.format, config.data, image_size=sizes.vision.image_size,
-            image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed, shares=shares, share=share,
+        iterate = packing.train_iterator if packed else functools.partial(pipeline.train_iterator, source)
+        batches = iterate(
+            config.data, tokenizer, image_size=sizes.vision.image_size, image_tokens=sizes.image_tokens,
+            batch_size=config.batch_size, seed=config.seed, shares=shares, share=share,
         )  # fmt: skip
         stack.callback(batches.close)
         if begun:
@@ -150,7 +152,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             if step % config.log_every == 0 or step == config.steps:
                 values = require_finite(*pending, checkpoints)
                 rate = (step - metrics.last_step) * config.batch_size / (time.monotonic() - began)
-                metrics.write(step, values | {"examples_per_second": rate})
+                seen = batches.shares_so_far() if packed else {}
+                metrics.write(step, values | {"examples_per_second": rate} | seen)
                 began = time.monotonic()
             if step % config.checkpoint_every == 0:
                 require_finite(*pending, checkpoints)
