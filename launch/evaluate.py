@@ -1,6 +1,8 @@
-"""Measure a run on the test questions: python -m launch.evaluate --checkpoint=runs/quickstart [--limit=N]
+"""Measure a run on easy-VQA, on the published benchmarks, or score answers that lie in files:
 
-Or score answers in files: python -m launch.evaluate --benchmarks=pope,mme --root=DIR --answers=DIR --output=DIR
+python -m launch.evaluate --checkpoint=runs/quickstart [--limit=N]
+python -m launch.evaluate --benchmarks=pope,mme --root=DIR --output=DIR --checkpoint=RUN [--limit=N --offset=N]
+python -m launch.evaluate --benchmarks=pope,mme --root=DIR --output=DIR --answers=DIR
 """
 
 from absl import flags
@@ -12,11 +14,18 @@ OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by defau
 LIMIT = flags.DEFINE_integer(
     "limit", None, "Ask the first N questions only; a measurement of more of them stays as it is.", lower_bound=1
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Questions at a time; changes no answer.", lower_bound=1)
+OFFSET = flags.DEFINE_integer("offset", 0, "Of a benchmark, leave out the first N questions.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Questions at a time, by default 250, or 8 of a benchmark; changes no answer.", lower_bound=1
+)
+BEAMS = flags.DEFINE_integer("beams", 5, "Search a benchmark's answers with so many candidates.", lower_bound=1)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Length of an answer, by default the original's for the benchmark.", lower_bound=1
+)
 ROOT = flags.DEFINE_string(
     "root", None, "Data folder with test/, by default the one the run was trained with; or that of the benchmarks."
 )
-BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, as pope,mme; all = those that have answers.")
+BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, as pope,mme; all = all, or those in --answers.")
 ANSWERS = flags.DEFINE_string("answers", None, "Folder with the answers, <benchmark>.jsonl.")
 SCORING = flags.DEFINE_enum(
     "scoring", "trol", ["trol", "standard"], "As the original computes it, or as each benchmark defines it."
@@ -27,8 +36,9 @@ BAD_ROWS = flags.DEFINE_enum(
 
 CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
 
-ASKING = ("checkpoint", "limit", "batch_size", "weights", "cache")
-SCORED = ("answers", "scoring", "bad_rows", "check_pictures")
+ASKING = ("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens", "weights", "cache")
+FILES = ("answers", "check_pictures")
+PUBLISHED = ("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens")
 
 
 def main(_):
@@ -36,22 +46,36 @@ def main(_):
 
     given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
     if BENCHMARKS.value is not None:
-        refuse(given, ASKING, "--benchmarks, which scores answers that lie in files")
-        for name in ("benchmarks", "root", "answers", "output"):
-            if not flags.FLAGS[name].value:
-                raise UserError(f"--{name} is missing; --benchmarks needs --root, --answers and --output")
-        from trol_jax.evals import score
-
-        options = dict(scoring=SCORING.value, bad_rows=BAD_ROWS.value, pictures=CHECK_PICTURES.value)
-        return score.run(score.score(ROOT.value, BENCHMARKS.value, ANSWERS.value, OUTPUT.value, **options))
-    refuse(given, SCORED, "--checkpoint alone; they belong to --benchmarks")
+        return published(given)
+    refuse(given, PUBLISHED, "--checkpoint alone; they belong to --benchmarks")
     if not CHECKPOINT.value:
         raise UserError("give --checkpoint to measure a run, or --benchmarks to score answers")
     from trol_jax.evals import runner
 
     cli.keep_compiled()
-    options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value, root=ROOT.value) | model.options()
+    options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value or 250, root=ROOT.value) | model.options()
     print(runner.report(runner.evaluate(CHECKPOINT.value, OUTPUT.value, **options), OUTPUT.value))
+
+
+def published(given) -> None:
+    from trol_jax.errors import UserError
+    from trol_jax.evals import score
+
+    asks = CHECKPOINT.value is not None
+    refuse(given, FILES if asks else ASKING, "--checkpoint" if asks else "--answers, which lie in files")
+    for name in ("benchmarks", "root", "output", "checkpoint" if asks else "answers"):
+        if not flags.FLAGS[name].value:
+            raise UserError(f"--{name} is missing; --benchmarks needs --root, --output and --checkpoint or --answers")
+    options = dict(scoring=SCORING.value, bad_rows=BAD_ROWS.value)
+    if not asks:
+        options |= dict(pictures=CHECK_PICTURES.value)
+        return score.run(score.score(ROOT.value, BENCHMARKS.value, ANSWERS.value, OUTPUT.value, **options))
+    from trol_jax.evals import ask
+
+    cli.keep_compiled()
+    options |= dict(limit=LIMIT.value, offset=OFFSET.value, beams=BEAMS.value, batch_size=BATCH_SIZE.value or 8)
+    options |= dict(max_new_tokens=MAX_NEW_TOKENS.value) | model.options()
+    score.run(ask.evaluate(CHECKPOINT.value, BENCHMARKS.value, ROOT.value, OUTPUT.value, **options))
 
 
 def refuse(given, names, why: str) -> None:
