@@ -5,6 +5,8 @@ python -m launch.evaluate --benchmarks=pope,mme --root=DIR --output=DIR --checkp
 python -m launch.evaluate --benchmarks=pope,mme --root=DIR --output=DIR --answers=DIR
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from launch import cli, model
@@ -34,11 +36,19 @@ BAD_ROWS = flags.DEFINE_enum(
     "bad_rows", "fail", ["fail", "skip"], "What cannot be used stops its benchmark, or is left out and counted."
 )
 
+JUDGE = flags.DEFINE_string(
+    "judge", "none", "Who scores free answers: none, a file of replies, or the address of an OpenAI-compatible server."
+)
+JUDGE_MODEL = flags.DEFINE_string("judge_model", None, "The model that judges; its key is in OPENAI_API_KEY.")
+JUDGE_PRICES = flags.DEFINE_list("judge_prices", [], "Dollars for a million tokens of prompts, and of replies.")
 CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
 
 ASKING = ("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens", "weights", "cache")
 FILES = ("answers", "check_pictures")
-PUBLISHED = ("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens")
+PUBLISHED = (
+    *("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens"),
+    *("judge", "judge_model", "judge_prices"),
+)
 
 
 def main(_):
@@ -59,14 +69,15 @@ def main(_):
 
 def published(given) -> None:
     from trol_jax.errors import UserError
-    from trol_jax.evals import score
+    from trol_jax.evals import judges, score
 
     asks = CHECKPOINT.value is not None
     refuse(given, FILES if asks else ASKING, "--checkpoint" if asks else "--answers, which lie in files")
     for name in ("benchmarks", "root", "output", "checkpoint" if asks else "answers"):
         if not flags.FLAGS[name].value:
             raise UserError(f"--{name} is missing; --benchmarks needs --root, --output and --checkpoint or --answers")
-    options = dict(scoring=SCORING.value, bad_rows=BAD_ROWS.value)
+    judge = judges.make(JUDGE.value, JUDGE_MODEL.value, Path(OUTPUT.value, "judge.jsonl"), JUDGE_PRICES.value)
+    options = dict(scoring=SCORING.value, bad_rows=BAD_ROWS.value, judge=judge)
     if not asks:
         options |= dict(pictures=CHECK_PICTURES.value)
         return score.run(score.score(ROOT.value, BENCHMARKS.value, ANSWERS.value, OUTPUT.value, **options))

@@ -21,6 +21,7 @@ from trol_jax.evals.files import BadRow, Root, Row
 from trol_jax.evals.instructions import instruct
 from trol_jax.evals.items import Benchmark, Item, Sample
 from trol_jax.evals.judges import Judge, NoJudge
+from trol_jax.evals.judging import judge_all
 
 SCORINGS, BAD_ROWS = ("trol", "standard"), ("fail", "skip")
 TOLD = 20  # bad rows that a result quotes; it counts them all
@@ -92,7 +93,13 @@ def score_one(
     if bad_rows == "fail":
         problems.refuse()
     where = {"root": str(root), "answers": str(answers), "bad_rows": bad_rows}
-    result = measure(benchmark, scoring, samples, problems, judge or NoJudge())
+    judge, unjudged = judge or NoJudge(), 0
+    rules = benchmark.scorings[scoring]
+    if rules.judged is None:
+        judge = NoJudge()
+    elif judge.name != NoJudge.name:
+        samples, unjudged = judge_all(rules.judged, samples, judge)
+    result = measure(benchmark, scoring, samples, problems, judge, unjudged)
     result["settings"] = where | dict(settings or {})
     journal.write(output / f"{benchmark.name}.samples.jsonl", journal.encode(map(line(benchmark), samples)))
     journal.write(output / f"{benchmark.name}.json", (json.dumps(result, indent=1) + "\n").encode())
@@ -204,9 +211,10 @@ class Places:
 
 
 def measure(
-    benchmark: Benchmark, scoring: str, samples: Sequence[Sample], problems: Problems, judge: Judge
+    benchmark: Benchmark, scoring: str, samples: Sequence[Sample], problems: Problems, judge: Judge, unjudged: int
 ) -> dict[str, Any]:
     rules = benchmark.scorings[scoring]
+    rules = rules if judge.name == NoJudge.name else rules.judged
     summary = rules.summarise(samples)
     return {
         "benchmark": benchmark.name,
@@ -223,6 +231,8 @@ def measure(
         "bad": problems.rows[:TOLD],
         "scorer": rules.rule,
         "judge": judge.name,
+        "judge_account": judge.account(),
+        "unjudged": unjudged,
         "version": trol_jax.__version__,
         "splits": summary.splits,
     }
@@ -250,7 +260,10 @@ def line(benchmark: Benchmark):
 def report(result: Mapping[str, Any]) -> str:
     """One line."""
     value = "not scored" if result["value"] is None else f"{result['value']:.2f} ± {result['standard_error']:.2f}"
-    counts = [f"{result[name]:,} {name.replace('_', ' ')}" for name in ("unparsed", "failed", "missing", "bad_rows")]
+    counts = [
+        f"{result[name]:,} {name.replace('_', ' ')}"
+        for name in ("unparsed", "unjudged", "failed", "missing", "bad_rows")
+    ]
     told = ", ".join([f"n {result['n']:,}", *(text for text in counts if not text.startswith("0 "))])
     return f"{result['benchmark']:<15} {value:>16}  {result['scoring']}, {told} ({result['scorer']})"
 
