@@ -41,13 +41,14 @@ JUDGE = flags.DEFINE_string(
 )
 JUDGE_MODEL = flags.DEFINE_string("judge_model", None, "The model that judges; its key is in OPENAI_API_KEY.")
 JUDGE_PRICES = flags.DEFINE_list("judge_prices", [], "Dollars for a million tokens of prompts, and of replies.")
+SUBMISSION = flags.DEFINE_bool("submission", False, "Also write what servers and the authors' scorers take.")
 CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
 
 ASKING = ("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens", "weights", "cache")
 FILES = ("answers", "check_pictures")
 PUBLISHED = (
     *("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens"),
-    *("judge", "judge_model", "judge_prices"),
+    *("judge", "judge_model", "judge_prices", "submission"),
 )
 
 
@@ -77,7 +78,7 @@ def published(given) -> None:
         if not flags.FLAGS[name].value:
             raise UserError(f"--{name} is missing; --benchmarks needs --root, --output and --checkpoint or --answers")
     judge = judges.make(JUDGE.value, JUDGE_MODEL.value, Path(OUTPUT.value, "judge.jsonl"), JUDGE_PRICES.value)
-    options = dict(scoring=SCORING.value, bad_rows=BAD_ROWS.value, judge=judge)
+    options = dict(scoring=SCORING.value, bad_rows=BAD_ROWS.value, judge=judge, submission=SUBMISSION.value)
     if not asks:
         options |= dict(pictures=CHECK_PICTURES.value)
         return score.run(score.score(ROOT.value, BENCHMARKS.value, ANSWERS.value, OUTPUT.value, **options))

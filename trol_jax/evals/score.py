@@ -16,6 +16,7 @@ from typing import Any
 import trol_jax
 from trol_jax import journal
 from trol_jax.errors import UserError
+from trol_jax.evals import submit
 from trol_jax.evals.benchmarks import BENCHMARKS
 from trol_jax.evals.files import BadRow, Root, Row
 from trol_jax.evals.instructions import instruct
@@ -24,6 +25,7 @@ from trol_jax.evals.judges import Judge, NoJudge
 from trol_jax.evals.judging import judge_all
 
 SCORINGS, BAD_ROWS = ("trol", "standard"), ("fail", "skip")
+SUBMISSION = "submission"  # folder below the output
 TOLD = 20  # bad rows that a result quotes; it counts them all
 
 
@@ -54,18 +56,19 @@ def score(
     bad_rows: str = "fail",
     pictures: bool = False,
     judge: Judge | None = None,
+    submission: bool = False,
 ) -> Iterator[dict | UserError]:
     """Yields of each benchmark its result, once `<name>.json` and `<name>.samples.jsonl` exist, or what stopped it.
 
     names: of BENCHMARKS, or ["all"] for those that have an answer file. bad_rows: whether rows that cannot be used,
     questions without an answer and those that could not be asked stop a benchmark, or are left out and
-    counted. pictures: whether to look for them.
+    counted. pictures: whether to look for them. submission: whether to write what servers take, see `submit`.
     """
     if list(names) == ["all"]:
         names = [name for name in BENCHMARKS if (Path(answers) / f"{name}.jsonl").is_file()]
         if not names:
             raise UserError(f"{answers} holds no answers; they are named <benchmark>.jsonl, as pope.jsonl")
-    how = dict(scoring=scoring, bad_rows=bad_rows, pictures=pictures, judge=judge)
+    how = dict(scoring=scoring, bad_rows=bad_rows, pictures=pictures, judge=judge, submission=submission)
     for benchmark in chosen(names):
         try:
             yield score_one(benchmark, root, answers, output, **how)
@@ -83,6 +86,7 @@ def score_one(
     bad_rows: str = "fail",
     pictures: bool = False,
     judge: Judge | None = None,
+    submission: bool = False,
     part: slice = slice(None),
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -101,6 +105,10 @@ def score_one(
         samples, unjudged = judge_all(rules.judged, samples, judge)
     result = measure(benchmark, scoring, samples, problems, judge, unjudged)
     result["settings"] = where | dict(settings or {})
+    if submission and (made := submit.submission(benchmark.name, scoring, items[part], samples)):
+        file = output / SUBMISSION / f"{benchmark.name}.{made[0]}"
+        journal.write(file, made[1])
+        result["submission"] = str(file)
     journal.write(output / f"{benchmark.name}.samples.jsonl", journal.encode(map(line(benchmark), samples)))
     journal.write(output / f"{benchmark.name}.json", (json.dumps(result, indent=1) + "\n").encode())
     return result

@@ -18,6 +18,7 @@ def read(root: Root):
         if gold not in ("0", "1"):
             raise row.bad(f'"gt_answer" is {gold!r}, must be 0 or 1')
         fields = {name: row.text(name) for name in (*GROUP, "figure_id", "question_id")}
+        fields["record"] = row.data
         fields["details"] = row.data.get("gt_answer_details") or DETAILS[gold]
         if file is None:
             return Item(row.number - 1, row.text("question"), (), gold, fields)

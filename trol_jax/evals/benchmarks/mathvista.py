@@ -19,6 +19,7 @@ def read(root: Root):
         fields["choices"] = [] if row.data.get("choices") is None else row.texts("choices")
         fields["precision"] = row.get("precision", int, float, type(None))
         fields |= {name: value for name, value in row.get("metadata", dict).items() if name in (*SPLITS, "skills")}
+        fields["record"] = row.data
         images = (root.picture(row, "MathVista", row.text("image")),)
         return Item(row.text("pid"), row.text("query"), images, row.text("answer"), fields)
 

@@ -16,6 +16,7 @@ FILES = {
     "mmbench_cn_dev": "mmbench_dev_cn_20231003.tsv",
 }
 ROTATION = 1_000_000  # added to the index of a question for each time that its choices are turned
+NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category", None)  # None: more cells than names
 ABSENT = ("", "nan", "NaN", None)
 
 
@@ -30,6 +31,7 @@ def reader(file: str):
             question = [row.text("question"), lines(choices)]
             hint, answer = (row.get(name, str) if row.data.get(name) else None for name in ("hint", "answer"))
             fields = {"choices": choices} | {name: row.data.get(name) for name in ("category", "l2-category")}
+            fields["row"] = {name: text for name, text in row.data.items() if name not in NOT_SUBMITTED}
             return Item(
                 number(row),
                 "\n".join(question if hint in ABSENT else [hint, *question]),
