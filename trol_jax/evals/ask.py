@@ -1,8 +1,9 @@
 """Asks a checkpoint the questions of the benchmarks, and scores what it says.
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
-order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures, and the source: the
-checkpoint and how it was asked. What can be read there is not asked again; a file of another source is never changed.
+order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
+of their own: of their names), and the source: the checkpoint and how it was asked. What can be read there is not asked
+again; a file of another source is never changed.
 """
 
 import dataclasses

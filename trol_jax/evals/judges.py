@@ -10,7 +10,6 @@ import json
 import os
 import random
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -103,7 +102,8 @@ class OpenAIJudge:
         if not (self.key.isascii() and self.key.isprintable()):
             raise UserError(f"{KEY} holds characters that no key has; set it anew")
         self.opener = urllib.request.build_opener(_NoRedirect)
-        self.lock, self.known, self.asked = threading.Lock(), self._read(), {}
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.known, self.asked = self._read(), {}
 
     def account(self) -> dict[str, Any]:
         """Of all replies that were used, those of earlier runs too."""
@@ -122,6 +122,7 @@ class OpenAIJudge:
         from tqdm import tqdm
 
         todo = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        self.over.clear()
         pool = concurrent.futures.ThreadPoolExecutor(self.workers)
         try:
             coming = [pool.submit(self._ask, prompt) for prompt in todo]
@@ -129,7 +130,8 @@ class OpenAIJudge:
             for each in tqdm(done, "judge", len(todo), unit="reply", dynamic_ncols=True, disable=not todo):
                 each.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            self.over.set()  # none waits for another try
+            pool.shutdown(wait=False, cancel_futures=True)
         self.asked |= {prompt: self.known[prompt] for prompt in prompts}
         return [self.known[prompt]["reply"] for prompt in prompts]
 
@@ -165,8 +167,8 @@ class OpenAIJudge:
         """reply, version, tokens_in, tokens_out."""
         trouble, pause = "", 0.0
         for attempt in range(self.tries):
-            if attempt:
-                time.sleep(max(pause, self.wait * 2 ** (attempt - 1) * random.uniform(0.5, 1)))
+            if attempt and self.over.wait(max(pause, self.wait * 2 ** (attempt - 1) * random.uniform(0.5, 1))):
+                break
             pause = 0.0
             try:
                 return self._read_reply(self._post(body))
