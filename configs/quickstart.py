@@ -25,6 +25,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.dtype = "float32"
     config.remat = "none"
     config.scan = False
+    config.mesh = "data=-1"
+    config.rules = "data"
     config.checkpoint_every = 500
     config.keep = 2
     config.log_every = 10

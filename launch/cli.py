@@ -125,4 +125,7 @@ def fail(message, status: int = 2):
     before, trace, after = str(message).partition("Traceback")  # ml_collections quotes that of a failing config file
     message = before + after.strip().splitlines()[-1] if trace else message
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(status)  # an ordinary exit would wait for the other processes, and they for this one
     sys.exit(status)

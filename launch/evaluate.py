@@ -44,7 +44,7 @@ JUDGE_PRICES = flags.DEFINE_list("judge_prices", [], "Dollars for a million toke
 SUBMISSION = flags.DEFINE_bool("submission", False, "Also write what servers and the authors' scorers take.")
 CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
 
-ASKING = ("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens", "weights", "cache")
+ASKING = ("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens", "weights", "cache", "mesh", "rules")
 FILES = ("answers", "check_pictures")
 PUBLISHED = (
     *("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens"),
@@ -64,8 +64,8 @@ def main(_):
     from trol_jax.evals import runner
 
     cli.keep_compiled()
-    options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value or 250, root=ROOT.value) | model.options()
-    print(runner.report(runner.evaluate(CHECKPOINT.value, OUTPUT.value, **options), OUTPUT.value))
+    options = dict(limit=LIMIT.value, batch_size=BATCH_SIZE.value or 250, root=ROOT.value, layout=model.layout())
+    print(runner.report(runner.evaluate(CHECKPOINT.value, OUTPUT.value, **options, **model.options()), OUTPUT.value))
 
 
 def published(given) -> None:
@@ -86,7 +86,7 @@ def published(given) -> None:
 
     cli.keep_compiled()
     options |= dict(limit=LIMIT.value, offset=OFFSET.value, beams=BEAMS.value, batch_size=BATCH_SIZE.value or 8)
-    options |= dict(max_new_tokens=MAX_NEW_TOKENS.value) | model.options()
+    options |= dict(max_new_tokens=MAX_NEW_TOKENS.value, layout=model.layout()) | model.options()
     score.run(ask.evaluate(CHECKPOINT.value, BENCHMARKS.value, ROOT.value, OUTPUT.value, **options))
 
 

@@ -54,7 +54,7 @@ def main(_):
     cli.keep_compiled()
     if QUESTIONS.value is not None:
         return answer_file(decoding)
-    answerer = Answerer.load(CHECKPOINT.value, **model.options())
+    answerer = Answerer.load(CHECKPOINT.value, **model.options(), layout=model.layout())
     if CHAT.value:
         if sys.stdin.isatty():
             print(HELP)
@@ -90,7 +90,7 @@ def answer_file(decoding) -> None:
     if IMAGE.value:
         raise UserError('--image does not go with --questions; each line of the file names its own under "image"')
     count = len(questions.read(QUESTIONS.value))
-    answerer = Answerer.load(CHECKPOINT.value, **model.options())
+    answerer = Answerer.load(CHECKPOINT.value, **model.options(), layout=model.layout())
     checkpoint_named = manifest.identity(checkpoint.resolve(CHECKPOINT.value))
     source = f"{checkpoint_named}, {decoding} {MAX_NEW_TOKENS.value}{weights.named(**model.options())}"
     options = (source, MAX_NEW_TOKENS.value, decoding, BATCH_SIZE.value)

@@ -1,4 +1,4 @@
-"""Flags of the programs that answer: how the device holds a checkpoint."""
+"""Flags of the programs that answer: how the devices hold a checkpoint."""
 
 from absl import flags
 
@@ -8,8 +8,27 @@ WEIGHTS = flags.DEFINE_enum(
 CACHE = flags.DEFINE_enum(
     "cache", None, ["float32", "bfloat16", "int8"], "Keys and values; by default what is computed in."
 )
+MESH = flags.DEFINE_string(
+    "mesh", None, "Devices by axis, as data=2,tensor=-1 (-1 = the rest); by default the first device alone."
+)
+RULES = flags.DEFINE_string(
+    "rules", None, "What lies along these: replicated, data, fsdp, tensor, fsdp_tensor (by default) or sequence."
+)
 
 
 def options() -> dict[str, str | None]:
-    """For `Answerer.load`."""
+    """For `Answerer.load`: what changes answers."""
     return {"weight_kind": WEIGHTS.value, "cache": CACHE.value}
+
+
+def layout():
+    """For `Answerer.load`."""
+    from trol_jax.errors import UserError
+    from trol_jax.models.layers import anywhere
+    from trol_jax.sharding.rules import Layout
+
+    if MESH.value is None:
+        if RULES.value is not None:
+            raise UserError("--rules does nothing without --mesh; say how many devices, as --mesh=data=1,tensor=-1")
+        return anywhere
+    return Layout.make(MESH.value, "fsdp_tensor" if RULES.value is None else RULES.value)

@@ -37,7 +37,8 @@ def main(_, page: bool = False):
     key = os.environ.get("TROL_API_KEY", "")
     with http.listen(HOST.value, PORT.value) as listener:
         cli.keep_compiled()
-        served = models.load(CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value, **model.options())
+        options = model.options() | {"layout": model.layout()}
+        served = models.load(CHECKPOINT.value, SLOTS.value, LENGTH.value, QUEUE.value, **options)
         app = api.app(served, MAX_BODY_MB.value * 2**20, key)
         if page:
             page.mount(app, page.page(served), queue=QUEUE.value, max_upload_mb=MAX_BODY_MB.value, key=key)

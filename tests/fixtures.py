@@ -48,7 +48,7 @@ def run_config(family: str = "phi3", **changes) -> config_lib.RunConfig:
         optimizer=OptimizerOptions(lr=1e-3, lr_end=1e-5, warmup=1, weight_decay=0.0, clip=1.0, b1=0.9, b2=0.98),
         objective="answers", start_from="", seed=0, steps=1, batch_size=8, accumulation=1, dtype="float32",
         parameters=((".*", "train"),), lora=LoraOptions(0, 0.0),
-        remat="none", scan=True, checkpoint_every=1, keep=3, log_every=1,
+        remat="none", scan=True, mesh="data=-1", rules="data", checkpoint_every=1, keep=3, log_every=1,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)
 

@@ -158,19 +158,20 @@ def test_worker_processes_change_nothing(easy, tokenizer):
         assert iterator.get_state() == end
 
 
-def test_shards_share_out_the_global_batch(painted, tokenizer):
+def test_hosts_share_out_the_global_batch(painted, tokenizer):
     with batches(painted, tokenizer, OPTIONS) as iterator:
         whole = take(iterator, 5)
         state = iterator.get_state()
     parts = []
-    for shard in range(2):
-        with batches(painted, tokenizer, OPTIONS, shard_index=shard, shard_count=2) as iterator:
+    shares = [(1, 2), (0, 3)]
+    for share in range(2):
+        with batches(painted, tokenizer, OPTIONS, shares=shares, share=share) as iterator:
             parts.append(take(iterator, 5))
             assert iterator.get_state() == state
     for step, batch in enumerate(whole):
         for key in batch:
-            np.testing.assert_array_equal(batch[key][0::2], parts[0][step][key])
-            np.testing.assert_array_equal(batch[key][1::2], parts[1][step][key])
+            for own, part in zip(shares, parts, strict=True):
+                np.testing.assert_array_equal(batch[key][list(own)], part[step][key])
 
 
 @pytest.mark.parametrize("isolate_turns", [True, False])
@@ -216,13 +217,12 @@ def test_a_bad_picture_is_named(painted, tokenizer):
         ({"turns": 0}, 4, r"data\.turns is 0, must be at least 1"),
         ({"workers": -1}, 4, r"data\.workers is -1"),
         ({}, 0, "batch_size 0"),
-        ({}, 3, "batch_size 3 does not divide among 2 shards"),
     ],
 )
 def test_bad_options_are_named(painted, tokenizer, change, batch_size, message):
     options = dataclasses.replace(OPTIONS, **change)
     with pytest.raises(UserError, match=message):
-        next(batches(painted, tokenizer, options, batch_size, shard_count=2).gen)
+        next(batches(painted, tokenizer, options, batch_size).gen)
     with pytest.raises(UserError, match="no pictures"):
         next(batches([], tokenizer).gen)
 

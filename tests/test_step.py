@@ -12,7 +12,7 @@ import pytest
 import tiny
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL, abstract_params
-from trol_jax.sharding.rules import batch_sharding, data_mesh
+from trol_jax.sharding.rules import Layout
 from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from trol_jax.train.step import TrainState, init_state, make_train_step
 
@@ -76,16 +76,16 @@ def test_the_words_train_the_tower_and_the_embeddings_alone():
 
 
 def test_eight_devices_equal_one(plain):
-    mesh = data_mesh()
-    assert mesh.shape["data"] == 8
-    assert_same(plain, one_step(sharding=batch_sharding(mesh, 8)))
+    layout = Layout.make("data=-1", "data")
+    assert layout.mesh.shape["data"] == 8
+    assert_same(plain, one_step(sharding=layout.batch(8)))
 
 
 def test_a_batch_that_does_not_divide_is_named():
     with pytest.raises(
-        UserError, match=r"a batch of 12 .* is not divisible by the 8 devices of the data axis; make it 8"
+        UserError, match=r"a batch of 12 .* is not divisible by the 8 devices of the data and fsdp axes; make it 8"
     ):
-        batch_sharding(data_mesh(), 12)
+        Layout.make("data=2,fsdp=4", "data").batch(12)
 
 
 def test_padding_takes_no_part(plain):

@@ -10,7 +10,7 @@ import pytest
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import VARIANTS, get_variant, with_tokenizer
-from trol_jax.sharding.rules import RULES, data_mesh, partition_spec, shardings
+from trol_jax.sharding.rules import RULES, Layout
 
 COUNTS = {"trol_1_8b": 2_451_237_888, "trol_3_8b": 4_147_126_272, "trol_7b": 8_666_844_160}
 GATES = {"trol_1_8b": (2_049, 49_176), "trol_3_8b": (3_073, 98_336), "trol_7b": (4_097, 131_104)}
@@ -41,14 +41,9 @@ def test_every_parameter_has_a_rule(name):
     boxed = abstract_params(TroL(VARIANTS[name]))
     leaves = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     assert all(isinstance(leaf, nn.Partitioned) and len(leaf.names) == len(leaf.value.shape) for leaf in leaves)
-    assert jax.tree.structure(shardings(boxed, data_mesh(), RULES["replicated"])) == jax.tree.structure(nn.unbox(boxed))
-
-
-def test_a_rule_table_is_total_and_uses_a_mesh_axis_once():
-    with pytest.raises(KeyError, match="mlp"):
-        partition_spec(("embed", "mlp"), {"embed": None})
-    with pytest.raises(ValueError, match="two dimensions"):
-        partition_spec(("embed", "mlp"), {"embed": "data", "mlp": "data"})
+    for rules in RULES:
+        layout = Layout.make("sequence=2,tensor=4" if rules == "sequence" else "data=-1", rules)
+        assert jax.tree.structure(layout.shardings(boxed)) == jax.tree.structure(nn.unbox(boxed))
 
 
 def test_unknown_names_and_impossible_tokenisers_are_refused():

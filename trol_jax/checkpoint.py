@@ -7,7 +7,7 @@
     checkpoints/300/manifest.json  checksums and shapes; see `manifest.py`
 
 A directory under a step's name is complete: it is written as `300.tmp-…`, checksums included, and renamed at the end.
-Several hosts: orbax already writes each host's shards; what `_finish` does belongs to process 0, between two barriers.
+Of several processes each writes its shards, by orbax; all else is done by the first.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from trol_jax import manifest
 from trol_jax.errors import UserError
 from trol_jax.lazy import Lazy, LazyHandler
 from trol_jax.manifest import verify
+from trol_jax.sharding import hosts
 
 CHECKPOINTS = "checkpoints"  # the folder of a run directory
 PARAMS = "params/"  # how the names of parameters begin
@@ -64,16 +65,18 @@ class Checkpoints:
         self._written = threading.Event()  # nothing is being written; an interrupted join would forget its thread
         self._written.set()
         self._error: UserError | None = None
+        self._saves = 0  # the same in every process: names that they share are made of it
         self._orbax = ocp.AsyncCheckpointer(_handler())
         refuse_inside(self.directory.parent)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.directory)
-            for path in self.directory.iterdir():
+            for path in self.directory.iterdir() if hosts.is_first() else ():
                 if _TEMPORARY.fullmatch(path.name):
                     shutil.rmtree(path)
         except OSError as error:
             raise UserError(f"cannot use {self.directory} for checkpoints: {error.strerror}") from error
+        hosts.meet(f"{self.directory} cleared")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -106,9 +109,12 @@ class Checkpoints:
         step, arrays = int(step), _named(state)
         described = {name: _describe(array) for name, array in arrays.items()}
         small = {**(files or {}), DATA: to_json(data_state), CONFIG: to_json(config)}
-        temporary = self._temporary(step)
+        self._saves += 1
+        temporary = self.directory / f"{step}.tmp-{self._saves:08x}"
         try:
-            temporary.mkdir()
+            if hosts.is_first():
+                temporary.mkdir()
+            hosts.meet(f"{temporary} made")
             self._orbax.save(temporary / STATE, args=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")))
         except Exception as error:
             if (failed := self._failed(step, temporary, error)) is error:
@@ -148,17 +154,17 @@ class Checkpoints:
         step_dir = resolve(self.directory) if step is None else self.directory / str(step)
         return restore(step_dir, abstract_state)
 
-    def _temporary(self, step: int) -> Path:
-        return self.directory / f"{step}.tmp-{secrets.token_hex(4)}"
-
     def _finish(self, step: int, temporary: Path, small: Mapping, described: dict) -> None:
         try:
             self._orbax.wait_until_finished()
-            for name, content in small.items():
-                (temporary / name).parent.mkdir(exist_ok=True)
-                (temporary / name).write_bytes(content)
-            manifest.write(temporary, step=step, arrays=described)
-            self._publish(step, temporary)
+            hosts.meet(f"{temporary} written")
+            if hosts.is_first():
+                for name, content in small.items():
+                    (temporary / name).parent.mkdir(exist_ok=True)
+                    (temporary / name).write_bytes(content)
+                manifest.write(temporary, step=step, arrays=described)
+                self._publish(step, temporary)
+            hosts.meet(f"{temporary} published")
         except Exception as error:
             self._error = self._failed(step, temporary, error)
             self._error.__cause__ = None if self._error is error else error
@@ -178,7 +184,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         # A half-deleted checkpoint never has the name of a whole one.
-        return (self.directory / str(step)).rename(self._temporary(step))
+        return (self.directory / str(step)).rename(self.directory / f"{step}.tmp-{secrets.token_hex(4)}")
 
     def _failed(self, step: int, temporary: Path, error: Exception) -> UserError:
         with contextlib.suppress(Exception):
@@ -300,7 +306,7 @@ def lock(directory: Path, shown: Path | None = None) -> int:
     in the error, where that is not its own.
     """
     descriptor = os.open(directory, os.O_RDONLY)
-    if jax.process_index() == 0:
+    if hosts.is_first():
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -27,7 +27,7 @@ def from_dict(raw: Mapping[str, Any], cls, where: str):
 
 
 def _value(value, wanted, place: str):
-    if isinstance(wanted, types.UnionType):
+    if _is_choice(wanted):
         known = {cls.__name__: cls for cls in get_args(wanted)}
         chosen = value.get(TYPE) if isinstance(value, Mapping) else None
         if chosen not in known:
@@ -36,9 +36,10 @@ def _value(value, wanted, place: str):
     if dataclasses.is_dataclass(wanted):
         return from_dict(value, wanted, place)
     value = _frozen(value)
-    accepted = {int: int, float: (int, float), str: str, bool: bool}.get(wanted, object)
+    plain = isinstance(wanted, types.UnionType)
+    accepted = wanted if plain else {int: int, float: (int, float), str: str, bool: bool}.get(wanted, object)
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted in (int, float)):
-        raise UserError(f"{place} is {value!r}, must be of type {wanted.__name__}")
+        raise UserError(f"{place} is {value!r}, must be of type {wanted if plain else wanted.__name__}")
     return float(value) if wanted is float else value
 
 
@@ -53,6 +54,11 @@ def to_dict(value) -> Any:
     plain = {}
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
-        mark = {TYPE: type(inner).__name__} if isinstance(field.type, types.UnionType) else {}
+        mark = {TYPE: type(inner).__name__} if _is_choice(field.type) else {}
         plain[field.name] = mark | to_dict(inner) if mark else to_dict(inner)
     return plain
+
+
+def _is_choice(wanted) -> bool:
+    """Whether a field holds one of several dataclasses; other unions are of plain types."""
+    return isinstance(wanted, types.UnionType) and all(map(dataclasses.is_dataclass, get_args(wanted)))

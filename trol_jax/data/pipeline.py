@@ -5,6 +5,7 @@ import functools
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -46,27 +47,30 @@ def train_iterator(
     image_tokens: int,
     batch_size: int,
     seed: int,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    shares: Sequence[Sequence[int]] = (),
+    share: int = 0,
 ):
     """Batches for training without end: a new order of the pictures, of their questions and new flips every epoch.
 
     source: len and [i] -> {"id", "image": path, "turns": [(question, answer), ...]}.
     image_size: pixels a side, image_tokens: tokens a picture, both of the model.
-    batch_size: rows of all shards together (B = batch_size / shard_count); a shard is a host of several.
+    batch_size: rows of all shares together. shares: the rows of a batch that each of several hosts reads, as many
+    each (B); share: which of them this is. By default all rows are read here.
 
     Yields dicts: images uint8[B, 1, height, width, 3]; tokens, positions, segment_ids (1, padding 0) and turn_ids
     int32[B, T]; loss_mask bool[B, T]. T = max_length, padding on the right. See `prompts.encode_chat`.
 
     The iterator has get_state() -> dict for JSON, which describes the batches taken, not those fetched ahead,
     set_state(state) and close(). What it yields depends on the seed and the position only, not on `workers`;
-    shards share one state. UserError for options that cannot work, when made; for a bad picture or a question that
+    shares have one state. UserError for options that cannot work, when made; for a bad picture or a question that
     does not fit into a row, when met.
     """
-    _check(source, options, batch_size, shard_count)
+    _check(source, options, batch_size)
     encoder = RowEncoder(tokenizer, format, options, image_size, image_tokens)
     encoder(source[0], np.random.default_rng(seed))  # what fits no row at all is told at once
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(encoder)
+    if len(shares) > 1:
+        dataset = grain.MapDataset.source(Shares(dataset, shares))
     processes = None
     if options.workers:
         if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which a caller without absl never parsed
@@ -76,11 +80,27 @@ def train_iterator(
         ElasticIterator(
             dataset,
             batch_size,
-            grain.sharding.ShardOptions(shard_index, shard_count),
+            grain.sharding.ShardOptions(share, max(1, len(shares))),
             read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
             multiprocessing_options=processes,
         )
     )
+
+
+class Shares:
+    """A dataset in the order in which grain, that gives each host every n-th example, gives it those of its share."""
+
+    def __init__(self, dataset: grain.MapDataset, shares: Sequence[Sequence[int]]):
+        self.dataset, self.shares = dataset, shares
+        self.rows = sum(map(len, shares))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        batch, row = divmod(index, self.rows)
+        place, share = divmod(row, len(self.shares))
+        return self.dataset[batch * self.rows + self.shares[share][place]]
 
 
 class RowEncoder:
@@ -153,13 +173,13 @@ def _pad(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
     return padded
 
 
-def _check(source, options: DataOptions, batch_size: int, shard_count: int) -> None:
+def _check(source, options: DataOptions, batch_size: int) -> None:
     for name, least in (("turns", 1), ("max_length", 1), ("workers", 0)):
         if getattr(options, name) < least:
             raise UserError(f"data.{name} is {getattr(options, name)}, must be at least {least}")
     if unknown := [name for name in options.augment if name not in AUGMENTATIONS]:
         raise UserError(f"data.augment: {unknown[0]!r} is not known; choose from {', '.join(AUGMENTATIONS)}")
-    if batch_size < 1 or batch_size % shard_count:
-        raise UserError(f"batch_size {batch_size} does not divide among {shard_count} shards")
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} must be at least 1")
     if not len(source):
         raise UserError("the source has no pictures")

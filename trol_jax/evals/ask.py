@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from trol_jax.infer import weights
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import Decoding
 from trol_jax.journal import Journal
+from trol_jax.models.layers import anywhere
 
 ANSWERS = "answers"  # folder below the output
 ADDED = ("answer", "error")  # to a question
@@ -45,10 +46,11 @@ class Asker:
     max_new_tokens: int | None = None
     weight_kind: str | None = None
     cache: str | None = None
+    layout: Callable = anywhere  # see `Answerer.load`
 
     @functools.cached_property
     def answerer(self) -> Answerer:
-        return Answerer.load(self.step_dir, self.weight_kind, self.cache)
+        return Answerer.load(self.step_dir, self.weight_kind, self.cache, self.layout)
 
     def tokens(self, benchmark: Benchmark) -> int:
         return self.max_new_tokens or INSTRUCTIONS[benchmark.asks_as()].max_new_tokens
@@ -157,6 +159,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     weight_kind: str | None = None,
     cache: str | None = None,
+    layout: Callable = anywhere,
     **scored,
 ) -> Iterator[dict | UserError]:
     """Yields of each benchmark its result, as `score.score` does, or what stopped it.
@@ -166,7 +169,7 @@ def evaluate(
     """
     part = slice(offset, None if limit is None else offset + limit)
     decoding, answers = Decoding(beams=beams), Path(output) / ANSWERS
-    options = (decoding, batch_size, max_new_tokens, weight_kind, cache)
+    options = (decoding, batch_size, max_new_tokens, weight_kind, cache, layout)
     asker = Asker(checkpoint.resolve(path), Path(root), answers, *options)
     for benchmark in score.chosen(names):
         began = time.monotonic()

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +22,7 @@ from trol_jax.evals.easy_vqa import is_right, score
 from trol_jax.infer import weights
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.journal import Journal, write
+from trol_jax.models.layers import anywhere
 
 ANSWERS, RESULT, SAMPLES, GATES = "answers.jsonl", "evaluation.json", "samples.png", "gates.png"
 ADDED = ("prediction", "kind", "right", "gate_image", "gate_text")  # to a question, by its answer
@@ -37,10 +38,11 @@ def evaluate(
     root: str | os.PathLike | None = None,
     weight_kind: str | None = None,
     cache: str | None = None,
+    layout: Callable = anywhere,
 ) -> dict:
     """Ask the test questions (the first `limit` of them) and write ANSWERS, RESULT, SAMPLES and GATES into `output`.
 
-    output: by default the run's directory. root: data folder, by default the run's. weight_kind, cache: see
+    output: by default the run's directory. root: data folder, by default the run's. weight_kind, cache, layout: see
     `Answerer.load`. Started again it goes on where it was stopped, and asks nothing that was answered in the same way.
     Returns what RESULT holds.
     """
@@ -66,7 +68,7 @@ def evaluate(
 
     # ------------------------------------------------------------------ ask
     if todo:
-        answerer = Answerer.load(step_dir, weight_kind, cache)
+        answerer = Answerer.load(step_dir, weight_kind, cache, layout)
         questions = [Question(row["question"], [row["image"]]) for row in todo]
         looks = dict(desc="evaluate", unit="question", mininterval=1.0, dynamic_ncols=True)
         with tqdm(initial=len(rows) - len(todo), total=len(rows), **looks) as bar:

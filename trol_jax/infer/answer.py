@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.engine import Engine, padded
 from trol_jax.infer.generate import inputs
 from trol_jax.infer.server import Request, Server
+from trol_jax.models.layers import anywhere
 from trol_jax.models.trol import TroL
 
 Picture = np.ndarray | bytes | str | os.PathLike  # uint8[height, width, 3] of any size, a file or its content
@@ -61,11 +62,18 @@ class Answerer:
     cache: jnp.dtype | None = None  # see `Engine`
 
     @classmethod
-    def load(cls, path: str | os.PathLike, weight_kind: str | None = None, cache: str | None = None) -> "Answerer":
+    def load(
+        cls,
+        path: str | os.PathLike,
+        weight_kind: str | None = None,
+        cache: str | None = None,
+        layout: Callable = anywhere,
+    ) -> "Answerer":
         """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer.
 
         weight_kind: one of `weights.KINDS`, by default as stored; all but float32 compute in bfloat16 (on a CPU in
-        float32). cache: bfloat16 or int8, by default what is computed in.
+        float32). cache: bfloat16 or int8, by default what is computed in. layout: a
+        `sharding.rules.Layout`, by default the first device.
         """
         step_dir = checkpoint.resolve(path)
         here = saved.read_whole(step_dir)
@@ -81,7 +89,7 @@ class Answerer:
             raise UserError(f"a cache in {cache!r} is not known; choose float32, bfloat16 or int8")
         few = weight_kind not in (None, "float32") and jax.default_backend() != "cpu"
         dtype = jnp.bfloat16 if few else jnp.dtype(run.dtype if run and weight_kind is None else jnp.float32)
-        model = TroL(here.model, dtype, separate=True)
+        model = TroL(here.model, dtype, separate=True, layout=layout)
         params = weights.load(step_dir, model, weight_kind)
         return cls(model, params, here.tokenizer, run.data.system if run else SYSTEM, cache and jnp.dtype(cache))
 

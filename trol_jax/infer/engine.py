@@ -7,7 +7,7 @@ all slots decode a few tokens (one pass each). Slots never see each other: an an
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from flax import struct
 
 from trol_jax.infer.generate import decoder, inputs, prefill
 from trol_jax.infer.sampling import Sampling, randoms, sample
-from trol_jax.models.cache import Cache, stored
+from trol_jax.models.cache import Cache, placed, stored
 from trol_jax.models.trol import TroL
 
 
@@ -57,7 +57,8 @@ class Engine:
         if slots.cache.valid.shape[1] >= tokens:
             return slots
         power = 1 << (tokens - 1).bit_length()
-        return _grow(slots, min(power * 3 // 4 if tokens <= power * 3 // 4 else power, self.length))
+        length = min(power * 3 // 4 if tokens <= power * 3 // 4 else power, self.length)
+        return _grow(self.model.layout, slots, length)
 
     def prompt(self, tokens: np.ndarray, tiles: np.ndarray | None):
         """tokens: int[P, T], padded with -1 on the right; tiles: uint8[P, M, height, width, C] or None.
@@ -70,7 +71,9 @@ class Engine:
         """Puts what `prompt` returned into the free slots `where`, `size` = leave out, and chooses each answer's first
         token. All have an entry a prompt. `slots` is used up.
         """
-        return _admit(slots, np.array(where, np.int32), *prompts, np.array(limits, np.int32), samplings)
+        return _admit(
+            self.model.layout, slots, np.array(where, np.int32), *prompts, np.array(limits, np.int32), samplings
+        )
 
     def decode(self, slots: Slots) -> tuple[Slots, jax.Array]:
         """Up to `chunk` tokens of every answer: int32[B, chunk], -1 where there is none. `slots` is used up."""
@@ -95,7 +98,7 @@ def _start(model: TroL, size: int, length: int, dtype) -> Slots:
     zeros = functools.partial(jnp.zeros, size)
     empty = stored([jnp.zeros((size, length, c.kv_heads, c.head_dim), model.dtype)] * 2, dtype or model.dtype)
     cache = Cache(
-        kv=tuple([a] * c.layers for a in empty),
+        kv=placed(tuple([a] * c.layers for a in empty), model.layout),
         valid=jnp.zeros((size, length), bool),
         lengths=zeros(jnp.int32),
         index=zeros(jnp.int32),
@@ -106,12 +109,12 @@ def _start(model: TroL, size: int, length: int, dtype) -> Slots:
     )
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _grow(slots: Slots, length: int) -> Slots:
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _grow(layout: Callable, slots: Slots, length: int) -> Slots:
     def pad(a, axis):
         return jnp.pad(a, [(0, length - a.shape[axis] if i == axis else 0) for i in range(a.ndim)])
 
-    kv = jax.tree.map(lambda a: pad(a, 2), slots.cache.kv)
+    kv = placed(jax.tree.map(lambda a: pad(a, 2), slots.cache.kv), layout)
     return slots.replace(cache=slots.cache.replace(kv=kv, valid=pad(slots.cache.valid, 1)))
 
 
@@ -122,8 +125,8 @@ def _prompt(model: TroL, params, tokens, tiles, dtype):
     return logits, cache, gate.mean(axis=1).swapaxes(0, 1)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _admit(slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampling) -> Slots:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _admit(layout: Callable, slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampling) -> Slots:
     nothing = jnp.zeros_like(limits)
     new = Slots(prompts, sample(logits, samplings, randoms(samplings, nothing, 1)[0]), nothing, limits, samplings)
     length = prompts.valid.shape[1]
@@ -134,7 +137,8 @@ def _admit(slots: Slots, free, logits, prompts: Cache, limits, samplings: Sampli
         where = (free, *[slice(None)] * (rows.ndim > 2), *[slice(length)] * (rows.ndim > 1))
         return rows.at[where].set(new, mode="drop")
 
-    return jax.tree.map(put, slots.replace(cache=empty), new)
+    slots = jax.tree.map(put, slots.replace(cache=empty), new)
+    return slots.replace(cache=slots.cache.replace(kv=placed(slots.cache.kv, layout)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stop", "chunk"), donate_argnames="slots")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from trol_jax.infer.sampling import Sampling, randoms, sample
-from trol_jax.models.cache import Cache
+from trol_jax.models.cache import Cache, placed
 from trol_jax.models.layers import unstack_layers
 from trol_jax.models.trol import TroL
 from trol_jax.ops.image import normalize
@@ -66,6 +66,7 @@ def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int, dt
     apply = functools.partial(model.apply, {"params": params})
     x, out = apply(tokens, images, segment_ids=segment_ids)
     cache = Cache.from_prompt(out["kv"], segment_ids != 0, tokens.shape[1] + new_slots, dtype)
+    cache = cache.replace(kv=placed(cache.kv, model.layout))
     last = jnp.take_along_axis(x, cache.index[:, None, None] - 1, axis=1)
     return apply(last, method="logits")[:, 0], cache, out["gate"]
 

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from trol_jax import checkpoint
 from trol_jax.errors import UserError
 from trol_jax.models import kernels
+from trol_jax.models.layers import anywhere
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.quantization import int8_kernel, nf4_kernel
 
@@ -35,7 +36,7 @@ AHEAD = 2  # arrays that are read while others are worked on
 
 
 def load(path: str | os.PathLike, model: TroL, kind: str | None = None) -> dict:
-    """The parameters for `dataclasses.replace(model, separate=True)`, on the first device.
+    """The parameters for `dataclasses.replace(model, separate=True)`, where `model.layout` has them.
 
     path: as for `checkpoint.resolve`. kind: one of KINDS, None = as stored. They are read and, where that is asked,
     quantised an array of one layer at a time, so that little is in memory beside the result. UserError as for
@@ -44,13 +45,24 @@ def load(path: str | os.PathLike, model: TroL, kind: str | None = None) -> dict:
     if kind is not None and kind not in KINDS:
         raise UserError(f"weights {kind!r} are not known; choose one of {', '.join(KINDS)}")
     step_dir = checkpoint.resolve(path)
-    shapes = nn.unbox(abstract_params(dataclasses.replace(model, separate=False)))
+    boxed = abstract_params(dataclasses.replace(model, separate=False))
+    shapes = nn.unbox(boxed)
     checkpoint.stored_params(step_dir, shapes)
+    axes = {name: leaf.names for name, leaf in flatten_dict(boxed, sep="/").items()}
     params = {}
     for name, own_name, array in _read_ahead(_reads(step_dir, flatten_dict(shapes, sep="/"))):
         # Waiting here keeps arrays of the host from piling up.
-        params[own_name] = jax.block_until_ready(maker(name, kind)(array))
+        params[own_name] = jax.block_until_ready(_made(array, maker(name, kind), model.layout, axes[name]))
     return unflatten_dict(params, sep="/")
+
+
+def _made(array: np.ndarray, make: Callable, layout: Callable, axes: tuple[str | None, ...]):
+    """axes: names of the array's, before it that of the layers where it is one layer's."""
+    if layout is anywhere:
+        return make(array)
+    axes = axes[len(axes) - array.ndim :]
+    made = make(jax.device_put(array, layout.sharding(axes, array.shape)))
+    return jax.device_put(made, layout.like(made, axes))
 
 
 def named(weight_kind: str | None, cache: str | None) -> str:

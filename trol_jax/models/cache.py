@@ -57,6 +57,12 @@ def stored(kv, dtype) -> tuple[jax.Array, ...]:
     return tuple(a.astype(dtype) for a in kv)
 
 
+def placed(kv, layout):
+    """Arrays that a cache holds, [B, K, S] or [B, K, S, H], kept where `layout` has them."""
+    names = "batch", "act_kv_heads", "slots", None
+    return jax.tree.map(lambda a: layout(a, *names[: a.ndim]), kv)
+
+
 def write(slots: jax.Array, new: jax.Array, index: jax.Array, axis: int = 2) -> jax.Array:
     """Put new [B, ..., T, ...] into slots [B, ..., S, ...] from slot `index` [B] of each row on."""
     put = lambda row, new, i: jax.lax.dynamic_update_slice_in_dim(row, new, i, axis=axis - 1)  # noqa: E731

@@ -1,6 +1,7 @@
 """The two modules that hold parameters of every other one: a linear map and a norm.
 
-Each parameter carries logical axis names; `trol_jax.sharding` maps them to mesh axes.
+Each parameter carries logical axis names; `trol_jax.sharding` maps them to mesh axes, and so it does those by which
+modules call their `layout` on what they compute.
 """
 
 from typing import Any
@@ -8,11 +9,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from trol_jax.models.kernels import rank_axis
 from trol_jax.ops import norms
 from trol_jax.ops.linear import product
 
 Axes = tuple[str | None, ...]
+
+
+def anywhere(x: jax.Array, *names: str | None) -> jax.Array:
+    """Where what is computed lies, told by the names of its axes: here, wherever the compiler puts it.
+
+    `trol_jax.sharding.rules.Layout` is what takes its place over several devices.
+    """
+    return x
 
 
 class Linear(nn.Module):
@@ -43,13 +54,13 @@ class Linear(nn.Module):
 
         w = kernel("kernel", self.inputs, self.outputs, self.axes)
         x = x.astype(self.dtype)
-        y = product(x, w, n_in)
+        y = checkpoint_name(product(x, w, n_in), "product")
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes)
             y += self.param("bias", zeros, self.outputs).astype(self.dtype)
         if self.lora_rank:
-            a = kernel("lora_a", self.inputs, (self.lora_rank,), (*in_axes, None))
-            b = kernel("lora_b", (self.lora_rank,), self.outputs, (None, *out_axes), scale=0.0)
+            a = kernel("lora_a", self.inputs, (self.lora_rank,), (*in_axes, rank_axis(in_axes)))
+            b = kernel("lora_b", (self.lora_rank,), self.outputs, (rank_axis(out_axes), *out_axes), scale=0.0)
             if lora_mask is not None:
                 low = x * lora_mask.reshape(lora_mask.shape + (1,) * n_in).astype(self.dtype)
                 low = nn.Dropout(self.lora_dropout)(low, deterministic=deterministic)
@@ -62,7 +73,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         return norms.rms_norm(x, self.param("scale", ones, x.shape[-1:]), self.eps)
 
 
@@ -71,33 +82,41 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
         scale, bias = self.param("scale", ones, x.shape[-1:]), self.param("bias", zeros, x.shape[-1:])
         return norms.layer_norm(x, scale, bias, self.eps)
 
 
+def _all_but_copies(primitive, *_, **__) -> bool:
+    # Copies of weights for the parts of a batch are made by these two, which cost nothing to do again.
+    return primitive.name not in ("broadcast_in_dim", "sharding_constraint")
+
+
 REMAT_POLICIES = {
-    "none": None,  # keep every intermediate
+    "none": _all_but_copies,  # keep every intermediate
     "layer": jax.checkpoint_policies.nothing_saveable,  # recompute a whole layer, both passes
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the products with weights
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),  # keep the products with weights
 }
 
 
-def stack(layer_cls, length: int, *, in_axes, scan: bool, separate: bool, remat: str, **attributes):
+def stack(
+    layer_cls, length: int, *, in_axes, scan: bool, separate: bool, remat: str, copies: bool = False, **attributes
+):  # fmt: skip
     """`length` layers, called as `run(x, *args) -> (x, outs)`.
 
     scan: compile one layer, or unroll the layers: longer to compile, faster on a CPU. The parameters are the same, each
     stacked over the layers along a leading axis (module `layers`).
     separate: a Python loop over `layers_0`, `layers_1`, ..., the parameters that `unstack_layers` makes of the stacked
     ones. Each weight is an array of its own, which single-token decoding streams from memory more than twice as fast.
-    remat: what the backward pass recomputes, a name of REMAT_POLICIES.
+    remat: what the backward pass recomputes, a name of REMAT_POLICIES. copies: whether a layer makes copies of its
+    weights for the parts of a batch; they are made again in any case.
     in_axes: for each of `args` nn.broadcast, or 0 for values by layer. Those, and `outs`, are stacked along a leading
     axis; with `separate` they may be lists with an entry a layer, and `outs` are.
     """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat {remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-    if remat != "none":
+    if remat != "none" or copies:
         layer_cls = nn.remat(layer_cls, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     if not separate:
         return nn.scan(

@@ -1,5 +1,7 @@
 """TroL: vision tower, projector and traversed language model."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from trol_jax.models.decoder import Context, Decoder
+from trol_jax.models.layers import anywhere
 from trol_jax.models.projector import Projector
 from trol_jax.models.variants import ModelConfig
 from trol_jax.models.vit import VisionTransformer
@@ -15,24 +18,29 @@ from trol_jax.ops.rotary import rotary_table
 
 
 class TroL(nn.Module):
-    """dtype: of the computation; parameters are float32 unless cast. For the rest see `models.layers.stack`."""
+    """dtype: of the computation; parameters are float32 unless cast. layout: see
+    `models.layers.anywhere`. For the rest see `models.layers.stack`.
+    """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     scan: bool = True
     remat: str = "none"
     separate: bool = False
+    layout: Callable = anywhere
 
     def setup(self):
         c = self.config
-        how = dict(dtype=self.dtype, scan=self.scan, remat=self.remat, separate=self.separate)
+        how = dict(
+            dtype=self.dtype, scan=self.scan, remat=self.remat, separate=self.separate, layout=self.layout
+        )  # fmt: skip
         self.vision = VisionTransformer(c.vision, **how)
-        self.projector = Projector(c.decoder.width, c.shuffle, self.dtype)
+        self.projector = Projector(c.decoder.width, c.shuffle, self.dtype, self.layout)
         self.decoder = Decoder(c.decoder, c.shared_gate, **how)
 
     def patches(self, images):
         """float[I, height, width, C], normalised -> what the tower makes of each patch, [I, P, D of the tower]."""
-        return self.vision(images)[0]
+        return self.vision(self.layout(images, "pictures", None, None, None))[0]
 
     def encode_images(self, images):
         """float[I, height, width, C], normalised -> image tokens [I, P, D]."""
@@ -72,6 +80,7 @@ class TroL(nn.Module):
         if images is not None:
             features = self.encode_images(images.reshape(-1, *images.shape[2:]))
             x = place(x, features.reshape(len(tokens), -1, x.shape[-1]), image_mask)
+        x = self.layout(x, "batch", "tokens", "act_embed")
         context = Context(mask, cos, sin, image_mask, index)
         x, out = self.decoder(x, context, cache, passes=passes, deterministic=deterministic)
         if cache is not None:
@@ -80,7 +89,7 @@ class TroL(nn.Module):
 
     def logits(self, x):
         """States [B, T, D] -> float32[B, T, V]."""
-        return self.decoder.head(x).astype(jnp.float32)
+        return self.layout(self.decoder.head(x), "batch", "tokens", "act_vocab").astype(jnp.float32)
 
 
 def place(x: jax.Array, features: jax.Array, image_mask: jax.Array) -> jax.Array:
@@ -92,6 +101,7 @@ def place(x: jax.Array, features: jax.Array, image_mask: jax.Array) -> jax.Array
 
 def init_params(model: TroL, rng: jax.Array):
     """Fresh parameters, boxed with their logical axis names (`flax.linen.unbox` takes the boxes off)."""
+    model = dataclasses.replace(model, layout=anywhere)  # of the parameters themselves; nothing else is computed
     size = model.config.vision.image_size
     tokens, images = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, size, size, 3))
     everything = lambda m, *inputs: m.logits(m(*inputs)[0])  # noqa: E731

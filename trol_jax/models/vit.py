@@ -1,12 +1,13 @@
 """Vision transformer: CLIP ViT-L/14 and InternViT-300M, one module by options."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from trol_jax.models.layers import LayerNorm, Linear, stack
+from trol_jax.models.layers import LayerNorm, Linear, anywhere, stack
 from trol_jax.models.variants import VisionConfig
 from trol_jax.ops.attention import attention
 from trol_jax.ops.image import patchify
@@ -20,6 +21,7 @@ ACTIVATIONS = {
 class VisionLayer(nn.Module):
     config: VisionConfig
     dtype: Any
+    layout: Callable
 
     @nn.compact
     def __call__(self, x):
@@ -27,20 +29,21 @@ class VisionLayer(nn.Module):
         h = LayerNorm(c.eps, name="norm1")(x)
         qkv_axes = ("embed", None, "heads", "head_dim")
         qkv = Linear((d,), (3, n, d // n), qkv_axes, bias=True, dtype=self.dtype, name="qkv")(h)
+        qkv = self.layout(qkv, "pictures", None, None, "act_heads", None)
         h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         h = Linear((n, d // n), (d,), ("heads", "head_dim", "embed"), bias=True, dtype=self.dtype, name="out")(h)
         x += self.scale("scale1", h)
         h = LayerNorm(c.eps, name="norm2")(x)
         h = Linear((d,), (c.hidden,), ("embed", "mlp"), bias=True, dtype=self.dtype, name="up")(h)
-        h = ACTIVATIONS[c.activation](h)
+        h = self.layout(ACTIVATIONS[c.activation](h), "pictures", None, "act_mlp")
         h = Linear((c.hidden,), (d,), ("mlp", "embed"), bias=True, dtype=self.dtype, name="down")(h)
-        return x + self.scale("scale2", h), None
+        return self.layout(x + self.scale("scale2", h), "pictures", None, "act_embed"), None
 
     def scale(self, name, h):
         """InternViT's LayerScale. It starts at one: these towers are shallow when they are trained from nothing."""
         if not self.config.layer_scale:
             return h
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         return h * self.param(name, init, (self.config.width,)).astype(h.dtype)
 
 
@@ -50,6 +53,7 @@ class VisionTransformer(nn.Module):
     scan: bool = True
     remat: str = "none"
     separate: bool = False
+    layout: Callable = anywhere
 
     @nn.compact
     def __call__(self, images):
@@ -64,7 +68,7 @@ class VisionTransformer(nn.Module):
         x = patchify(images.astype(self.dtype), c.patch_size)
         x = Linear((x.shape[-1],), (c.width,), (None, "embed"), bias=c.patch_bias, dtype=self.dtype, name="patch")(x)
         small = nn.initializers.normal(0.02)
-        class_token = self.param("class", nn.with_logical_partitioning(small, ("embed",)), (c.width,))
+        class_token = self.param("class", nn.with_logical_partitioning(small, ("norm",)), (c.width,))
         positions = nn.with_logical_partitioning(small, (None, "embed"))
         table = self.param("positions", positions, (1 + c.patches, c.width))
         x = jnp.concatenate([jnp.broadcast_to(class_token.astype(x.dtype), (len(x), 1, c.width)), x], axis=1)
@@ -72,6 +76,7 @@ class VisionTransformer(nn.Module):
         if c.outer_norms:
             x = LayerNorm(c.eps, name="pre_norm")(x)
         how = dict(scan=self.scan, remat=self.remat, separate=self.separate)
-        x, _ = stack(VisionLayer, c.layers, in_axes=(), **how, config=c, dtype=self.dtype)(x)
+        x = self.layout(x, "pictures", None, "act_embed")
+        x, _ = stack(VisionLayer, c.layers, in_axes=(), **how, config=c, dtype=self.dtype, layout=self.layout)(x)
         last = LayerNorm(c.eps, name="post_norm")(x[:, 0]) if c.outer_norms else x[:, 0]
         return x[:, 1:], {"class": last}

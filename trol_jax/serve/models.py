@@ -17,9 +17,7 @@ class Served:
     server: Server
 
 
-def load(
-    paths: Sequence[str | os.PathLike], size: int, length: int, waiting: int, **options: str | None
-) -> dict[str, Served]:
+def load(paths: Sequence[str | os.PathLike], size: int, length: int, waiting: int, **options) -> dict[str, Served]:
     """By name, which is that of the run's folder. size: answers at a time; length: tokens of a prompt with its answer;
     waiting: requests that may wait beyond those; options: of `Answerer.load`.
     """

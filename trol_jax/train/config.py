@@ -13,6 +13,7 @@ from trol_jax.data.pipeline import DataOptions
 from trol_jax.errors import UserError
 from trol_jax.models.layers import REMAT_POLICIES
 from trol_jax.models.variants import ModelConfig, get_variant, with_tokenizer
+from trol_jax.sharding import mesh, rules
 from trol_jax.train.optimizer import OptimizerOptions
 from trol_jax.train.parameters import LoraOptions, all_trained, parse
 from trol_jax.train.step import OBJECTIVES
@@ -43,6 +44,8 @@ class RunConfig:
     dtype: str  # of the computation: float32 or bfloat16
     remat: str  # what the backward pass recomputes, a name of REMAT_POLICIES
     scan: bool  # compile one layer, or unroll the layers: longer to compile, faster on a CPU
+    mesh: str  # devices by axis, as `data=2,fsdp=-1`; see trol_jax.sharding.mesh
+    rules: str | dict  # what lies along these: a name of trol_jax.sharding.rules.RULES, or a table as there
     checkpoint_every: int  # steps
     keep: int  # checkpoints on disk
     log_every: int  # steps
@@ -56,8 +59,9 @@ RANGES = {  # of the optimizer
     "b1": DECAY, "b2": DECAY,
 }  # fmt: skip
 
-# Settings that change how a run is watched or fed, not what it computes: a run may be continued with others.
-WATCHING = ("checkpoint_every", "keep", "log_every", "workers")
+# Settings that change where a run is computed and how it is watched or fed, not what it computes: it may be continued
+# with others.
+WATCHING = ("mesh", "rules", "checkpoint_every", "keep", "log_every", "workers")
 
 
 def from_dict(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -77,6 +81,8 @@ def check(config: RunConfig) -> None:
     for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every"):
         if getattr(config, name) < 1:
             raise UserError(f"config.{name} is {getattr(config, name)}, must be at least 1")
+    mesh.parse(config.mesh)
+    rules.table(config.rules)
     if config.seed < 0:
         raise UserError(f"config.seed is {config.seed}, must be at least 0")
     for name, (fits, wanted) in RANGES.items():

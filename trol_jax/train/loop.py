@@ -21,10 +21,11 @@ from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL, abstract_params, init_params
 from trol_jax.models.variants import VARIANTS, get_variant
-from trol_jax.sharding.rules import RULES, batch_sharding, data_mesh, shardings
+from trol_jax.sharding import hosts
+from trol_jax.sharding.rules import Layout
 from trol_jax.train import config as config_lib
 from trol_jax.train import parameters
-from trol_jax.train.metrics import Metrics, flat, is_finite
+from trol_jax.train.metrics import Metrics, Silent, flat, is_finite
 from trol_jax.train.optimizer import make_optimizer, make_schedule
 from trol_jax.train.step import init_state, make_train_step
 
@@ -39,8 +40,10 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
     settings = typed.to_dict(config)
 
     # ------------------------------------------------------------------ data, tokeniser, model
-    mesh = data_mesh()
-    over_devices = batch_sharding(mesh, config.batch_size // config.accumulation)  # of a micro-batch
+    layout = Layout.make(config.mesh, config.rules)
+    over_devices = layout.batch(config.batch_size // config.accumulation)  # of a micro-batch
+    shares, share = hosts.row_shares(over_devices, config.batch_size)
+    tell = print if hosts.is_first() else lambda _: None
     source = easy_vqa.EasyVQA("train", config.data.root or None)
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
@@ -59,14 +62,14 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         this = dataclasses.replace(this, base=saved.Base.of(origin))
     sizes, tokenizer = this.model, this.tokenizer
     dtype = jnp.dtype(config.dtype)
-    model = TroL(sizes, dtype, config.scan, config.remat)
+    model = TroL(sizes, dtype, config.scan, config.remat, layout=layout)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
 
     # ------------------------------------------------------------------ shapes first, then shardings, then arrays
     shapes = flatten_dict(nn.unbox(abstract_params(model)), sep="/")
     treatments = parameters.treatments(config.parameters, list(shapes))
-    print(parameters.report(config.parameters, shapes, config.lora))
+    tell(parameters.report(config.parameters, shapes, config.lora))
 
     def init():
         """(state, frozen parameters), boxed with their logical axis names."""
@@ -75,7 +78,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         return init_state(trained, optimizer), frozen
 
     boxed = jax.eval_shape(init)
-    state_shardings, frozen_shardings = shardings(boxed, mesh, RULES["replicated"])
+    state_shardings, frozen_shardings = layout.shardings(boxed)
     abstract_state, abstract_frozen = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         nn.unbox(boxed), (state_shardings, frozen_shardings),
@@ -89,26 +92,27 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             seed=config.seed,
             accumulation=config.accumulation,
             join=parameters.joiner(config.lora),
+            place=functools.partial(layout.place, boxed=boxed[0].params),
         ),
         in_shardings=(state_shardings, frozen_shardings, over_devices),
-        out_shardings=(state_shardings, None),
+        out_shardings=(state_shardings, layout.everywhere),
         donate_argnums=0,
     )
 
-    with contextlib.ExitStack() as stack:
+    with hosts.explained(), contextlib.ExitStack() as stack:
         # -------------------------------------------------------------- start, or go on; nothing is written before
         batches = pipeline.train_iterator(
             source, tokenizer, tokenizer.format, config.data, image_size=sizes.vision.image_size,
-            image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed,
+            image_tokens=sizes.image_tokens, batch_size=config.batch_size, seed=config.seed, shares=shares, share=share,
         )  # fmt: skip
         stack.callback(batches.close)
         if begun:
             step, state, data_state, _ = checkpoint.restore(newest, abstract_state)
             if step >= config.steps:
-                print(f"already trained to step {step}; remove {workdir} to start anew")
+                tell(f"already trained to step {step}; remove {workdir} to start anew")
                 return step
             batches.set_state(data_state)
-            print(f"going on from step {step} of {config.steps}")
+            tell(f"going on from step {step} of {config.steps}")
         elif config.start_from:
             with about_start_from():
                 trained = parameters.load(
@@ -123,7 +127,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         with about_start_from():
             frozen = parameters.load_frozen(this.base and this.base.find(), treatments, abstract_frozen, dtype)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
-        metrics = stack.enter_context(Metrics(workdir, start_step=step, total_steps=config.steps))
+        kept = Metrics if hosts.is_first() else Silent
+        metrics = stack.enter_context(kept(workdir, start_step=step, total_steps=config.steps))
         stop = stack.enter_context(sigterm_flag())
         save = functools.partial(checkpoints.save, config=settings, files=this.files())
 
@@ -131,7 +136,10 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
         stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
         pending, last_saved, began = None, step, time.monotonic()
         while step < config.steps and not stop:
-            batch = jax.device_put(next(batches), over_devices)
+            if hosts.told_to_stop(step):
+                stop.append(signal.SIGTERM)
+                break
+            batch = hosts.global_batch(next(batches), over_devices, config.batch_size, shares[share])
             state, values = train_step(state, frozen, batch)
             step += 1
             # The values of the step before are looked at while this one runs, so the device never waits for the host.
@@ -153,7 +161,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             save(step, state, data_state=batches.get_state())
         checkpoints.wait()
     if stop:
-        print(f"stopped by SIGTERM after step {step} of {config.steps}; saved: the same command goes on from here")
+        tell(f"stopped by SIGTERM after step {step} of {config.steps}; saved: the same command goes on from here")
     return step
 
 
@@ -216,6 +224,9 @@ def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpo
 def sigterm_flag():
     """A list that is empty until SIGTERM arrives; the step under way is finished first."""
     received = []
+    if jax.process_count() > 1:  # JAX tells all of them, see `hosts.told_to_stop`
+        yield received
+        return
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         yield received

@@ -96,6 +96,20 @@ class Metrics:
         os.replace(temporary, self.path)
 
 
+class Silent(contextlib.nullcontext):
+    """Of a process that leaves the writing to another."""
+
+    def __init__(self, workdir: pathlib.Path, *, start_step: int, total_steps: int):
+        super().__init__(self)
+        self.last_step = start_step
+
+    def write(self, step: int, values: dict) -> None:
+        self.last_step = step
+
+    def advance(self) -> None:
+        pass
+
+
 def rounded_to_six(value: float | list[float]) -> float | list[float]:
     return [rounded_to_six(each) for each in value] if isinstance(value, list) else float(f"{value:.6g}")
 

@@ -28,6 +28,7 @@ from trol_jax.errors import UserError
 from trol_jax.models import kernels
 from trol_jax.ops.linear import Adapted
 from trol_jax.ops.quantization import int8_kernel, nf4_kernel
+from trol_jax.sharding import hosts
 
 QUANTIZERS = {"nf4": nf4_kernel, "int8": int8_kernel}
 TREATMENTS = ("train", "freeze", "lora", *QUANTIZERS)
@@ -133,10 +134,11 @@ def split(boxed, found: Mapping[str, Treatment], lora: LoraOptions, dtype, rng: 
 
 
 def freeze(name: str, leaf, treatment: Treatment, dtype):
-    """A parameter, stacked over the layers, as it is kept while it is not trained. Boxes of quantised ones come off."""
+    """A parameter, stacked over the layers, as it is kept while it is not trained."""
     if treatment.quantized:
         quantize = QUANTIZERS[treatment.quantized]
-        return jax.lax.map(lambda kernel: quantize(kernel, kernels.inputs(name)), nn.unbox(leaf))
+        made = jax.lax.map(lambda kernel: quantize(kernel, kernels.inputs(name)), nn.unbox(leaf))
+        return kernels.boxed(made, leaf.names) if isinstance(leaf, nn.Partitioned) else made
     wanted = jnp.float32 if re.fullmatch(kernels.PRECISE, name) else dtype
     return jax.tree.map(lambda x: x.astype(wanted), leaf)
 
@@ -150,7 +152,11 @@ def pair(name: str, leaf, rank: int, rng: jax.Array):
     b = jnp.zeros((layers, rank, *n_out))
     if isinstance(leaf, nn.Partitioned):
         layer, *axes = leaf.names
-        return nn.Partitioned(a, (layer, *axes[:inputs], None)), nn.Partitioned(b, (layer, None, *axes[inputs:]))
+        a_axes, b_axes = axes[:inputs], axes[inputs:]
+        return (
+            nn.Partitioned(a, (layer, *a_axes, kernels.rank_axis(a_axes))),
+            nn.Partitioned(b, (layer, kernels.rank_axis(b_axes), *b_axes)),
+        )
     return a, b
 
 
@@ -197,7 +203,7 @@ def _read(step_dir: Path, name: str) -> np.ndarray:
 
 
 def _put(array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.device_put(array, wanted.sharding)
+    return hosts.put(array, wanted.sharding)
 
 
 # ---------------------------------------------------------------------- together again

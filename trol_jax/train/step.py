@@ -9,6 +9,7 @@ from flax import struct
 
 from trol_jax.models.trol import TroL
 from trol_jax.ops.image import normalize
+from trol_jax.ops.linear import Copies, Kernel
 from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
 
 OPEN, CLOSED = 0.9, 0.1  # gates above keep the second pass alone, those below the first
@@ -40,7 +41,7 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
         deterministic=False,
         rngs={"dropout": rng},
     )
-    head = params["decoder"]["head"]["kernel"]
+    head = _gathered(params["decoder"]["head"]["kernel"], model)
     loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"])
     gate, real = out["gate"], jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"])[1:])
     count = real.sum(dtype=jnp.float32)  # of a layer
@@ -55,6 +56,13 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
         "gate_open": by_layer(gate > OPEN),
         "gate_closed": by_layer(gate < CLOSED),
     }
+
+
+def _gathered(head: jax.Array, model: TroL) -> Kernel:
+    """Here, and not for each piece of the loss; its gradient too is summed over devices once."""
+    if copies := getattr(model.layout, "copies", None):
+        return Copies(head, copies(head.astype(model.dtype), "embed", "vocab"))
+    return model.layout(head, None, "act_vocab")
 
 
 def word_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
@@ -104,6 +112,7 @@ def make_train_step(
     seed: int = 0,
     accumulation: int = 1,
     join: Callable[[dict, dict], dict] = lambda trained, frozen: trained,
+    place: Callable = lambda grads: grads,
 ):
     """The step function: (state, frozen parameters, batch) -> (state, metrics).
 
@@ -113,13 +122,16 @@ def make_train_step(
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
     whole batch however unevenly its answer tokens fall.
     join: makes the model's parameters of those that are trained and those that are frozen; see `train.parameters`.
+    place: keeps gradients where their parameters lie (`sharding.rules.Layout.place`).
     """
 
     def loss_and_sums(params, frozen, batch, rng):
         sums = OBJECTIVES[objective](model, join(params, frozen), batch, rng)
         return sums["loss"][0], sums
 
-    grad_fn = jax.grad(loss_and_sums, has_aux=True)
+    def grad_fn(params, frozen, batch, rng):
+        grads, sums = jax.grad(loss_and_sums, has_aux=True)(params, frozen, batch, rng)
+        return place(grads), sums
 
     def split(x):
         """[B, ...] -> [accumulation, B / accumulation, ...], each micro-batch spread over all devices."""

@@ -1,0 +1,20 @@
+#!/bin/bash
+# Train on GPUs under SLURM, a process a GPU:
+#
+#   sbatch --nodes=4 launch/cluster/slurm.sh --config=configs/FILE.py --workdir=/shared/runs/NAME --config.mesh=data=4,fsdp=8
+#
+# from the root of the project, which with its .venv and the run's folder lies on a file system that all nodes see. Five
+# minutes before the time is up the job is told, saves and ends; put back into the queue, it goes on from there.
+#SBATCH --job-name=trol
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# One that ends in error ends them all; started again, they go on from the last checkpoint.
+srun --kill-on-bad-exit=1 .venv/bin/python -m launch.train --distributed "$@"

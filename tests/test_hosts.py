@@ -1,0 +1,163 @@
+"""Several processes that train as one: the same losses, one checkpoint, and an end of all when one ends."""
+
+import os
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+import yaml
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import programs
+from programs import Program
+from test_sharding import assert_same_run
+from test_train import error_line, given, steps_logged
+from trol_jax import checkpoint
+from trol_jax.errors import UserError
+from trol_jax.sharding import hosts
+from trol_jax.sharding.mesh import make_mesh
+
+STEPS = 24
+SMALL = ["--config.checkpoint_every=3", f"--config.steps={STEPS}", "--config.batch_size=4"]
+CLUSTER = programs.ROOT / "launch" / "cluster"
+
+
+def start(count: int, workdir, *flags) -> list[Program]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    small = [*SMALL, *flags]
+    several = [f"--coordinator=localhost:{port}", f"--num_processes={count}", "--connect_seconds=60"]
+    return [
+        Program(programs.launch("train"), *given(workdir, *small), *(several * (count > 1)), *number)
+        for number in ([f"--process_id={i}"] * (count > 1) for i in range(count))
+    ]
+
+
+def start_by_slurm(count: int, workdir, *flags) -> list[Program]:
+    """As `srun` does: each learns from its environment who the others are."""
+    small = [*SMALL, "--distributed", "--connect_seconds=60", *flags]
+    job = {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    return [
+        Program(programs.launch("train"), *given(workdir, *small), **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
+        for i in range(count)
+    ]
+
+
+def wait_for(processes, workdir, steps: int):
+    while steps_logged(workdir) < steps and all(each.poll() is None for each in processes):
+        time.sleep(0.01)
+    assert steps_logged(workdir) >= steps, [each.said() for each in processes]
+
+
+@pytest.mark.slow
+def test_processes_come_and_go_and_the_run_is_the_same(tmp_path):
+    (whole,) = start(1, tmp_path / "whole")
+    status, _, err = whole.wait()
+    assert status == 0, err
+
+    run, fsdp = tmp_path / "run", "--config.rules=fsdp"
+    two = start_by_slurm(2, run, "--config.mesh=fsdp=2", fsdp)
+    wait_for(two, run, 5)
+    two[1].send_signal(signal.SIGKILL)
+    assert "process 0 of 2 cannot go on, another one has ended" in error_line(two[0].wait(60))
+    assert two[1].wait(60)[0] == -signal.SIGKILL
+
+    four = start(4, run, "--config.mesh=data=2,fsdp=2", fsdp)
+    wait_for(four, run, 12)
+    four[2].send_signal(signal.SIGTERM)
+    ended = [each.wait(60) for each in four]
+    assert [status for status, _, _ in ended] == [0] * 4, ended
+    assert [out.count("stopped by SIGTERM after step") for _, out, _ in ended] == [1, 0, 0, 0]
+    assert 12 <= checkpoint.steps_in(run / "checkpoints")[-1] < STEPS
+
+    (last,) = start(1, run)
+    assert last.wait()[0] == 0
+    assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_say_so(tmp_path):
+    for number in (0, 1):
+        flags = ["--coordinator=localhost:1234", "--num_processes=2", f"--process_id={number}", "--connect_seconds=2"]
+        result = Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait()
+        assert "not all 2 processes at localhost:1234 have met within 2 s" in error_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_processes=2", "--process_id=1"], "--coordinator must be given too"),
+        (["--coordinator=here:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, must be below"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=1"], "--coordinator is 'here', must be HOST:PORT"),
+        (["--distributed"], "has started this process"),
+    ],
+)
+def test_flags_that_cannot_work_are_named(tmp_path, flags, message):
+    assert message in error_line(Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait())
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "tpu.sh"])
+def test_scripts_for_clusters_are_bash(name):
+    subprocess.run(["bash", "-n", CLUSTER / name], check=True)
+
+
+def test_the_tpu_script_quotes_what_it_hands_on(tmp_path):
+    (tmp_path / "gcloud").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [CLUSTER / "tpu.sh", "slice", "zone-a", '--config.parameters=((".*", "train"),)']
+    said = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=True).stdout
+    assert "--worker=all" in said
+    inner = shlex.split(said.split("--command=")[1].split("&&")[1])
+    assert inner == ["exec", ".venv/bin/python", "-m", "launch.train", "--distributed", command[-1]]
+
+
+def test_the_jobset_starts_as_many_processes_as_it_has_machines():
+    (jobs,) = yaml.safe_load((CLUSTER / "jobset.yaml").read_text())["spec"]["replicatedJobs"]
+    spec = jobs["template"]["spec"]
+    command = spec["template"]["spec"]["containers"][0]["command"]
+    given = dict(flag.removeprefix("--").split("=", 1) for flag in command[3:])
+    assert command[1:3] == ["-m", "launch.train"]
+    assert spec["parallelism"] == spec["completions"] == int(given["num_processes"])
+    assert given["coordinator"].startswith(f"trol-{jobs['name']}-0-0.trol:")
+    known = {"coordinator", "num_processes", "process_id", "config", "workdir"}
+    assert known <= given.keys() and all(name in known or name.startswith("config.") for name in given)
+
+
+class Device:
+    def __init__(self, number: int, per_process: int):
+        self.id, self.process_index = number, number // per_process
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "shares"),
+    [
+        ("data=8", ("data", "fsdp"), [(0, 1), (2, 3), (4, 5), (6, 7)]),
+        ("data=2,fsdp=4", ("data", "fsdp"), [(0, 1), (2, 3), (4, 5), (6, 7)]),
+        ("data=2,tensor=4", ("data", "fsdp"), [(0, 1, 2, 3), (4, 5, 6, 7)]),  # two processes read the same
+        ("tensor=8", ("data", "fsdp"), [tuple(range(8))]),
+    ],
+)
+def test_each_process_reads_what_its_devices_hold(mesh, batch, shares):
+    class Sharding:
+        def devices_indices_map(self, shape):
+            real = NamedSharding(make_mesh(mesh), P(batch)).devices_indices_map(shape)
+            return {Device(device.id, 2): index for device, index in real.items()}
+
+    assert hosts.row_shares(Sharding(), 8) == (shares, 0)
+
+
+def test_rows_that_overlap_in_part_are_refused():
+    class Sharding:
+        def devices_indices_map(self, shape):
+            return {Device(0, 1): (slice(0, 3),), Device(1, 1): (slice(2, 4),)}
+
+    with pytest.raises(UserError, match="rows of a batch that others have in part"):
+        hosts.row_shares(Sharding(), 4)

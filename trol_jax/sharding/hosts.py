@@ -1,0 +1,91 @@
+"""Several processes that compute as one: who reads which rows of a batch, and who writes.
+
+Every process runs the same program over all devices of the job and sees the arrays of its own. With one process nothing
+here does anything.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from trol_jax.errors import UserError
+
+OWN_FAULTS = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "NOT_FOUND")  # how errors begin that are ours
+BARRIER_SECONDS = 1200  # the slowest of all processes has so long to write its part of a checkpoint
+
+
+def is_first() -> bool:
+    """Whether this process prints, and writes what is not an array."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Returns when all processes are here; a name is used once. From any thread: no device takes part."""
+    if jax.process_count() > 1:
+        ocp.multihost.get_barrier_sync_fn()(key=f"trol_jax {name}", timeout_ms=BARRIER_SECONDS * 1000)
+
+
+def told_to_stop(step: int) -> bool:
+    """Whether a SIGTERM that any of several processes got ends the run before `step`: it is the same step for all."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def row_shares(sharding: jax.sharding.Sharding, rows: int) -> tuple[list[tuple[int, ...]], int]:
+    """(the rows of a batch that the devices of a process hold, for each that holds others; which of these is ours).
+
+    Processes whose devices hold the same rows share them. UserError where the rows of two overlap in part.
+    """
+    held: dict[int, set[int]] = {}
+    for device, index in sharding.devices_indices_map((rows,)).items():
+        held.setdefault(device.process_index, set()).update(range(*index[0].indices(rows)))
+    shares = sorted({tuple(sorted(each)) for each in held.values()})
+    if sum(map(len, shares)) != rows or len({len(each) for each in shares}) > 1:
+        raise UserError(
+            "the mesh gives some processes rows of a batch that others have in part; "
+            "let the data and fsdp axes together, or the others, be a multiple of the processes"
+        )
+    return shares, shares.index(tuple(sorted(held[jax.process_index()])))
+
+
+def global_batch(batch, sharding: jax.sharding.Sharding, rows: int, own: Sequence[int]):
+    """Arrays over all devices of a batch of `rows`, from those of this process, which hold the rows `own`, in order."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+
+    def spread(x: np.ndarray) -> jax.Array:
+        def part(index):
+            start, stop, _ = index[0].indices(rows)
+            first = np.searchsorted(own, start)
+            return x[first : first + stop - start]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+    with jax.transfer_guard_host_to_device("allow"):  # it is meant
+        return jax.tree.map(spread, batch)
+
+
+def put(array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process has whole, as one over all devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+@contextlib.contextmanager
+def explained():
+    """What JAX raises when another process of the job is gone, as one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or str(error).startswith(OWN_FAULTS):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on, another one has ended or cannot be "
+            f"reached ({reason}); see its output, then start all of them again: they go on from the last checkpoint"
+        ) from error
