@@ -4,22 +4,56 @@ import importlib
 import json
 import pathlib
 
+import flax.linen as nn
 import pytest
+from flax.traverse_util import flatten_dict
 
 from trol_jax import typed
+from trol_jax.data.sources import SOURCES
 from trol_jax.errors import UserError
+from trol_jax.models.trol import TroL, abstract_params
+from trol_jax.models.variants import get_variant
 from trol_jax.train import config as config_lib
+from trol_jax.train import parameters
 
-CONFIGS = [path.stem for path in pathlib.Path("configs").glob("*.py") if path.stem != "__init__"]
+RECIPES = [
+    (f"trol_{size}", step) for size in ("1_8b", "3_8b", "7b") for step in ("step1", "step2", "step2,lora", "step2,full")
+]
+CONFIGS = [("quickstart", ""), *RECIPES]
 
 
 def values(name="quickstart", argument=""):
     return importlib.import_module(f"configs.{name}").get_config(argument).to_dict()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_file_gives_every_setting_and_no_other(name):
-    config = config_lib.from_dict(values(name))
+def test_every_config_file_is_tested():
+    files = {path.stem for path in pathlib.Path("configs").glob("*.py")} - {"__init__", "recipe"}
+    assert files == {name for name, _ in CONFIGS}
+
+
+@pytest.mark.parametrize(("name", "step"), RECIPES)
+def test_each_step_of_the_recipe_trains_what_the_paper_says(name, step):
+    config = config_lib.from_dict(values(name, step))
+    shapes = flatten_dict(nn.unbox(abstract_params(TroL(get_variant(name)))), sep="/")
+    found = parameters.treatments(config.parameters, list(shapes))
+    for parameter, treatment in found.items():
+        kernel = parameter.startswith("decoder/layers/block/") and parameter.endswith("/kernel")
+        always = parameter.startswith(("projector/", "decoder/gate_"))
+        full = (
+            step == "step2,full" and parameter.startswith("decoder/") and not parameter.endswith(("lora_a", "lora_b"))
+        )
+        assert treatment.trained == (always or full), parameter
+        assert treatment.lora == (kernel and step in ("step2", "step2,lora")), parameter
+        kind = "int8" if name == "trol_3_8b" else "nf4"
+        assert treatment.quantized == (kind if kernel and step in ("step1", "step2") else ""), parameter
+    assert config.steps * 768 >= sum(spec.count for spec in SOURCES.values()) > (config.steps - 1) * 768
+    with pytest.raises(ValueError, match=f"configs/{name}.py takes :step1, :step2"):
+        values(name, "step1,lora")
+
+
+@pytest.mark.parametrize(("name", "argument"), CONFIGS)
+def test_every_config_file_gives_every_setting_and_no_other(name, argument):
+    config = config_lib.from_dict(values(name, argument))
     assert config_lib.from_dict(json.loads(json.dumps(typed.to_dict(config)))) == config
 
 
