@@ -2,10 +2,10 @@
 
 From the paper (arXiv 2406.12246, section 4): what each step trains, nf4 with double quantisation or int8, rank and
 alpha 64, AdamW, a cosine from 1e-4 to 1e-6 in each step, 768 samples a step with 6 micro-batches, one epoch of
-2,273,830 samples, bfloat16, recomputation. Not in the paper, decided here: betas, weight decay and a hundredth of the steps as
-warm-up are those of InternLM-XComposer2's own fine-tuning script, the nearest there is; gradients are clipped at 1; the
-pairs are beside all five kernels of a layer; the partial LoRA of InternLM2 stays as it is; rows of 4,096 tokens hold
-about four samples each, so 192 rows are a step.
+2,273,830 samples, bfloat16, recomputation. Not in the paper, decided here: betas, weight decay and a hundredth of the
+steps as warm-up are those of InternLM-XComposer2's own fine-tuning script, the nearest there is; gradients are
+clipped at 1; the pairs are beside all five kernels of a layer; the partial LoRA of InternLM2 stays as it is; rows of
+4,096 tokens hold about four samples each, so 192 rows are a step.
 """
 
 import ml_collections
