@@ -2,15 +2,12 @@
 
 import io
 import json
-import zipfile
-from xml.etree import ElementTree
 
+import openpyxl
 import pytest
 
 from test_benchmarks import EXPECTED, ROOT, recorded, write_answers
-from trol_jax.evals import score, submit, xlsx
-
-MAIN = f"{{{xlsx.MAIN}}}"
+from trol_jax.evals import score, submit
 
 
 def submitted(name, tmp_path, scoring="standard", lose=0):
@@ -27,16 +24,8 @@ def submitted(name, tmp_path, scoring="standard", lose=0):
 
 def cells(data):
     """Rows of a sheet as {column: value}."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.testzip() is None
-        for name in archive.namelist():
-            ElementTree.fromstring(archive.read(name))
-        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
-    rows = []
-    for row in sheet.iter(f"{MAIN}row"):
-        places = {cell.get("r").rstrip("0123456789"): cell for cell in row}
-        rows.append({at: "".join(cell.itertext()) for at, cell in places.items()})
-    return rows
+    sheet = openpyxl.load_workbook(io.BytesIO(data)).active
+    return [{cell.column_letter: cell.value for cell in row if cell.value is not None} for row in sheet.rows]
 
 
 def test_vqav2_has_every_question(tmp_path):
@@ -68,11 +57,10 @@ def test_mmbench_is_a_table(tmp_path, name):
 
 def test_a_table_holds_any_text():
     texts = ["<&>\"'", " a\nb ", "=1+1", "\x00\ufffe\ud800é中😀", "x" * 40_000, None, "", 7]
-    (row,) = cells(xlsx.table([texts]))
+    (row,) = cells(submit.table([texts]))
     assert row["A"] == texts[0] and row["B"] == texts[1] and row["C"] == "=1+1" and row["D"] == "é中😀"
-    assert len(row["E"]) == 32_767 and "F" not in row and "G" not in row and row["H"] == "7"
-    assert xlsx.table([texts]) == xlsx.table([texts])
-    assert [xlsx.letters(column) for column in (0, 25, 26, 51, 52)] == ["A", "Z", "AA", "AZ", "BA"]
+    assert len(row["E"]) == 32_767 and "F" not in row and not row.get("G") and row["H"] == 7
+    assert openpyxl.load_workbook(io.BytesIO(submit.table([texts]))).active["C1"].data_type == "s"
 
 
 def test_mmmu_has_letters_or_the_answer(tmp_path):

@@ -5,16 +5,21 @@ mean over those that are there.
 """
 
 import hashlib
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from trol_jax.evals import xlsx
+import openpyxl
+
 from trol_jax.evals.evalai import normalize
 from trol_jax.evals.items import Item, Sample
+
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that a cell cannot hold
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,24 @@ def vizwiz(all_said: Sequence[Said], scoring: str) -> bytes:
     return whole([{"image": picture(said.item), "answer": text(said, scoring)} for said in all_said])
 
 
+def table(rows: Sequence[Sequence[str | int | None]]) -> bytes:
+    """A spreadsheet of one sheet. Texts stay texts, those that begin as a formula does too."""
+    book = openpyxl.Workbook()
+    for i, row in enumerate(rows, start=1):
+        for j, value in enumerate(row, start=1):
+            cell = book.active.cell(i, j, NO_XML.sub("", value) if isinstance(value, str) else value)
+            cell.data_type = "s" if isinstance(value, str) else cell.data_type
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
 def mmbench(all_said: Sequence[Said], scoring: str) -> bytes:
     """The table's columns but for hint, picture and kinds, with "prediction" after the options."""
     columns = list(all_said[0].item.fields["row"]) if all_said else []
     columns.insert(max((columns.index(name) + 1 for name in "ABCD" if name in columns), default=0), "prediction")
     rows = ({**said.item.fields["row"], "index": said.item.id, "prediction": said.letter} for said in all_said)
-    return xlsx.table([columns, *([row.get(name) for name in columns] for row in rows)])
+    return table([columns, *([row.get(name) for name in columns] for row in rows)])
 
 
 def mmmu(all_said: Sequence[Said], scoring: str) -> bytes:
