@@ -125,8 +125,8 @@ class Decoder(nn.Module):
         """
         gate_axis = nn.broadcast if self.shared_gate else 0
         layer = TraversedLayer
-        if passes > 1 and not deterministic and (copies := getattr(self.layout, "copies", None)):
-            copied = lambda tree: {"params": kernels.copied(tree["params"], copies, self.dtype)}  # noqa: E731
+        if passes > 1 and not deterministic and getattr(self.layout, "copies", None):
+            copied = lambda tree: {"params": kernels.copied(tree["params"], self.layout, self.dtype)}  # noqa: E731
             layer = nn.map_variables(TraversedLayer, "params", copied)
         run = stack(
             layer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -41,14 +40,18 @@ def rank_axis(axes: tuple[str | None, ...]) -> str | None:
     return None if "embed" in axes else "rank"
 
 
-def copied(params: dict, copies: Callable, dtype) -> dict:
-    """A layer's parameters with `ops.linear.Copies` of its kernels and low-rank pairs, in `dtype`.
+def copied(params: dict, layout, dtype) -> dict:
+    """A layer's parameters with `ops.linear.Copies` of its kernels and low-rank pairs, in `dtype`, for both passes.
 
-    copies(x, *names) makes those of an array whose axes have these names; `sharding.rules.Layout.copies`.
+    Quantised kernels have no gradient: they are gathered as they are, in few bits. layout: a `sharding.rules.Layout`.
     """
 
     def copy(x, names):
-        return Copies(x, copies(x.astype(dtype), *names))
+        if isinstance(x, Quantized):
+            boxes = boxed(x, names)
+            gather = lambda box: layout.gathered(box.value, *box.names)  # noqa: E731
+            return jax.tree.map(gather, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+        return Copies(x, layout.copies(x.astype(dtype), *names))
 
     block = dict(params["block"])
     for name, axes in AXES.items():
@@ -61,9 +64,13 @@ def copied(params: dict, copies: Callable, dtype) -> dict:
         block[name] = made = dict(block[name])
         for leaf, its in names.items():
             if isinstance(each := made.get(leaf), Adapted):
-                pair = {"a": copy(each.a, names["lora_a"]), "b": copy(each.b, names["lora_b"])}
-                made[leaf] = dataclasses.replace(each, **pair)
-            elif isinstance(each, jax.Array):
+                parts = {
+                    "base": copy(each.base, its),
+                    "a": copy(each.a, names["lora_a"]),
+                    "b": copy(each.b, names["lora_b"]),
+                }
+                made[leaf] = dataclasses.replace(each, **parts)
+            elif each is not None:
                 made[leaf] = copy(each, its)
     return params | {"block": block}
 

@@ -114,7 +114,7 @@ class Layout:
     def __call__(self, x: jax.Array, *names: str | None) -> jax.Array:
         if self.mesh.size == 1:
             return x
-        return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape, parameter=False))
+        return self._keep(x, self.spec(names, x.shape, parameter=False))
 
     @property
     def copies(self):
@@ -128,12 +128,22 @@ class Layout:
         return _count(self.mesh, dict(self.rules)["batch"])
 
     def _copies(self, x: jax.Array, *names: str | None) -> jax.Array:
-        rules = dict(self.rules)
-        gathered = {*rules["batch"], *rules["tokens"]}
-        own = ((axes,) if isinstance(axes, str) else axes or () for axes in self.spec(names, x.shape))
-        kept = (tuple(axis for axis in axes if axis not in gathered) or None for axes in own)
+        batch = dict(self.rules)["batch"]
         copies = jax.numpy.broadcast_to(x, (self._parts, *x.shape))
-        return jax.lax.with_sharding_constraint(copies, NamedSharding(self.mesh, PartitionSpec(rules["batch"], *kept)))
+        return self._keep(copies, PartitionSpec(batch, *self._whole(names, x.shape)))
+
+    def gathered(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """A parameter as every part of a batch needs it."""
+        return self._keep(x, self._whole(names, x.shape))
+
+    def _whole(self, names, shape) -> PartitionSpec:
+        """Of a parameter, along what neither rows nor tokens are cut along."""
+        gone = {*dict(self.rules)["batch"], *dict(self.rules)["tokens"]}
+        own = ((axes,) if isinstance(axes, str) else axes or () for axes in self.spec(names, shape))
+        return PartitionSpec(*(tuple(axis for axis in axes if axis not in gone) or None for axes in own))
+
+    def _keep(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def sharding(self, names: tuple[str | None, ...], shape: tuple[int, ...], parameter: bool = True) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(names, shape, parameter))
