@@ -230,15 +230,37 @@ def _groups(attributes: str) -> list[list[int]]:
         return [[int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
         return [[int(number) for number in each.split(",")] for each in re.findall(r"\{([\d,]+)\}", listed[1])]
-    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if grid := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", grid[1])}
+        numbers = _iota(*grid[2].split("T")) if grid[2] else range(math.prod(sizes.values()))
+        return _along(sizes, numbers, re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", grid[3]))
+    found = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\])(?:T(\([\d,]+\)))?", attributes)
     if not found:
-        raise ValueError(f"replica groups of a form that is not known: {attributes[:120]}")
-    (rows, columns), sizes = ([int(number) for number in found[i].split(",")] for i in (1, 2))
-    order = [int(number) for number in found[3].split(",")] if found[3] else list(range(len(sizes)))
-    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-    places = itertools.product(*(range(sizes[i]) for i in order))
-    numbers = [sum(strides[i] * place for i, place in zip(order, each, strict=True)) for each in places]
-    return [numbers[row * columns : (row + 1) * columns] for row in range(rows)]
+        raise ValueError(f"replica groups of a form that is not known: {attributes[:200]}")
+    numbers, columns = _iota(found[3], found[4]), int(found[2])
+    return [numbers[start : start + columns] for start in range(0, len(numbers), columns)]
+
+
+def _iota(sizes: str, order: str | None = None) -> list[int]:
+    """`[2,4]` and `(1,0)` -> 0, 4, 1, 5, ...: numbers counted over a grid, read with its axes in another order."""
+    lengths = [int(size) for size in re.findall(r"\d+", sizes)]
+    axes = [int(axis) for axis in re.findall(r"\d+", order)] if order else range(len(lengths))
+    strides = [math.prod(lengths[i + 1 :]) for i in range(len(lengths))]
+    places = itertools.product(*(range(lengths[axis]) for axis in axes))
+    return [sum(strides[axis] * place for axis, place in zip(axes, each, strict=True)) for each in places]
+
+
+def _along(sizes: Mapping[str, int], numbers, named: list[tuple[str, str, str]]) -> list[list[int]]:
+    """Devices of a grid that differ along the named axes alone, or along a part of one: (axis, before it, its size)."""
+    strides, groups = _strides(sizes), collections.defaultdict(list)
+    for place, number in enumerate(numbers):
+        for name, before, size in named:
+            stride, length = strides[name], sizes[name]
+            if size:
+                stride, length = stride * length // (int(before) * int(size)), int(size)
+            place -= place // stride % length * stride
+        groups[place].append(number)
+    return list(groups.values())
 
 
 def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
