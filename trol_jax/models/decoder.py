@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from trol_jax.models import kernels
 from trol_jax.models.cache import placed, stored, write
 from trol_jax.models.layers import Linear, RMSNorm, anywhere, stack
 from trol_jax.models.variants import DecoderConfig
@@ -41,14 +42,13 @@ class Pass(nn.Module):
         c, ctx, layout = self.config, context, self.layout
         d, k, g, h = c.width, c.kv_heads, c.heads // c.kv_heads, c.head_dim
 
-        def linear(name, x, inputs, outputs, axes):
+        def linear(name, x, inputs, outputs):
             rank = dict(lora_rank=c.lora_rank, lora_dropout=c.lora_dropout)
-            module = Linear(inputs, outputs, axes, **rank, dtype=self.dtype, name=name)
+            module = Linear(inputs, outputs, kernels.AXES[name], **rank, dtype=self.dtype, name=name)
             return module(x, ctx.image_mask, self.deterministic)
 
         y = RMSNorm(c.eps, name="attention_norm")(x)
-        # Grouped by key/value head, as InternLM2 stores it: tensor parallelism then cuts along K alone.
-        qkv = linear("qkv", y, (d,), (k, g + 2, h), ("embed", "kv_heads", None, "head_dim"))
+        qkv = linear("qkv", y, (d,), (k, g + 2, h))
         query = qkv[..., :g, :].reshape(*x.shape[:2], c.heads, h)
         query, key = rotate(query, ctx.cos, ctx.sin), rotate(qkv[..., g, :], ctx.cos, ctx.sin)
         query = layout(query, "batch", "tokens", "act_heads", None)
@@ -62,14 +62,14 @@ class Pass(nn.Module):
             kv = placed(kv, layout)
             y = cached_attention(query, ctx.mask, *kv)
         y = layout(y, "batch", "tokens", "act_heads", None)
-        x += linear("out", y, (c.heads, h), (d,), ("heads", "head_dim", "embed"))
+        x += linear("out", y, (c.heads, h), (d,))
         x = layout(x, "batch", "tokens", "act_embed")
 
         y = RMSNorm(c.eps, name="mlp_norm")(x)
-        gate = linear("gate", y, (d,), (c.hidden,), ("embed", "mlp"))
-        up = linear("up", y, (d,), (c.hidden,), ("embed", "mlp"))
+        gate = linear("gate", y, (d,), (c.hidden,))
+        up = linear("up", y, (d,), (c.hidden,))
         y = layout(jax.nn.silu(gate) * up, "batch", "tokens", "act_mlp")
-        x += linear("down", y, (c.hidden,), (d,), ("mlp", "embed"))
+        x += linear("down", y, (c.hidden,), (d,))
         return layout(x, "batch", "tokens", "act_embed"), kv
 
 
@@ -124,9 +124,13 @@ class Decoder(nn.Module):
         out["gate"]: scores float32[L, passes - 1, B, T].
         """
         gate_axis = nn.broadcast if self.shared_gate else 0
+        layer = TraversedLayer
+        if passes > 1 and not deterministic and (copies := getattr(self.layout, "copies", None)):
+            copied = lambda tree: {"params": kernels.copied(tree["params"], copies, self.dtype)}  # noqa: E731
+            layer = nn.map_variables(TraversedLayer, "params", copied)
         run = stack(
-            TraversedLayer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast),
-            scan=self.scan, remat=self.remat, separate=self.separate,
+            layer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast),
+            scan=self.scan, remat=self.remat, separate=self.separate, copies=layer is not TraversedLayer,
             config=self.config, passes=passes, dtype=self.dtype, deterministic=deterministic, layout=self.layout,
         )  # fmt: skip
         cached = None if cache is None else cache.kv

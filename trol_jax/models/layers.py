@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from trol_jax.models.kernels import rank_axis
 from trol_jax.ops import norms
@@ -53,7 +54,7 @@ class Linear(nn.Module):
 
         w = kernel("kernel", self.inputs, self.outputs, self.axes)
         x = x.astype(self.dtype)
-        y = product(x, w, n_in)
+        y = checkpoint_name(product(x, w, n_in), "product")
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes)
             y += self.param("bias", zeros, self.outputs).astype(self.dtype)
@@ -87,27 +88,35 @@ class LayerNorm(nn.Module):
         return norms.layer_norm(x, scale, bias, self.eps)
 
 
+def _all_but_copies(primitive, *_, **__) -> bool:
+    # Copies of weights for the parts of a batch are made by these two, which cost nothing to do again.
+    return primitive.name not in ("broadcast_in_dim", "sharding_constraint")
+
+
 REMAT_POLICIES = {
-    "none": None,  # keep every intermediate
+    "none": _all_but_copies,  # keep every intermediate
     "layer": jax.checkpoint_policies.nothing_saveable,  # recompute a whole layer, both passes
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the products with weights
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),  # keep the products with weights
 }
 
 
-def stack(layer_cls, length: int, *, in_axes, scan: bool, separate: bool, remat: str, **attributes):
+def stack(
+    layer_cls, length: int, *, in_axes, scan: bool, separate: bool, remat: str, copies: bool = False, **attributes
+):  # fmt: skip
     """`length` layers, called as `run(x, *args) -> (x, outs)`.
 
     scan: compile one layer, or unroll the layers: longer to compile, faster on a CPU. The parameters are the same, each
     stacked over the layers along a leading axis (module `layers`).
     separate: a Python loop over `layers_0`, `layers_1`, ..., the parameters that `unstack_layers` makes of the stacked
     ones. Each weight is an array of its own, which single-token decoding streams from memory more than twice as fast.
-    remat: what the backward pass recomputes, a name of REMAT_POLICIES.
+    remat: what the backward pass recomputes, a name of REMAT_POLICIES. copies: whether a layer makes copies of its
+    weights for the parts of a batch; they are made again in any case.
     in_axes: for each of `args` nn.broadcast, or 0 for values by layer. Those, and `outs`, are stacked along a leading
     axis; with `separate` they may be lists with an entry a layer, and `outs` are.
     """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat {remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-    if remat != "none":
+    if remat != "none" or copies:
         layer_cls = nn.remat(layer_cls, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
     if not separate:
         return nn.scan(

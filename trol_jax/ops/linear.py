@@ -21,17 +21,37 @@ class Adapted:
     scale: float  # alpha / R
 
 
-Kernel = jax.Array | Quantized | Adapted
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("kernel", "copies"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """A kernel, and a copy of it for each part of a batch that is cut over devices.
+
+    What several uses of a copy add to its gradient is summed where the part is; one sum over the parts follows. Without
+    copies, the compiler sums over the devices once for each use: twice a layer that is traversed.
+    """
+
+    kernel: jax.Array  # [*inputs, *outputs], which says the shape; it is not used
+    copies: jax.Array  # [N, *inputs, *outputs]
 
 
-def product(x: jax.Array, kernel: Kernel, inputs: int) -> jax.Array:
-    """x [..., *inputs] times kernel [*inputs, *outputs] -> [..., *outputs], computed in the dtype of x."""
+Kernel = jax.Array | Quantized | Adapted | Copies
+
+
+def product(x: jax.Array, kernel: Kernel, inputs: int, dtype=None) -> jax.Array:
+    """x [..., *inputs] times kernel [*inputs, *outputs] -> [..., *outputs], computed in the dtype of x.
+
+    dtype: of the result, where another than that of x is wanted of an array or its copies.
+    """
     if isinstance(kernel, Adapted):
         low = product(product(x, kernel.a, inputs), kernel.b, 1)
         return product(x, kernel.base, inputs) + (kernel.scale * low).astype(x.dtype)
     if isinstance(kernel, Quantized):
         return _quantized(x, kernel, inputs)
-    return jnp.tensordot(x, kernel.astype(x.dtype), inputs)
+    if isinstance(kernel, Copies):
+        parts = x.reshape(len(kernel.copies), -1, *x.shape[1:])
+        y = jax.vmap(lambda part, copy: product(part, copy, inputs, dtype))(parts, kernel.copies)
+        return y.reshape(len(x), *y.shape[2:])
+    return jnp.tensordot(x, kernel.astype(x.dtype), inputs, preferred_element_type=dtype)
 
 
 @functools.partial(jax.checkpoint, static_argnums=2)  # else the backward pass would keep every kernel in full

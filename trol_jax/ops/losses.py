@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from trol_jax.ops.linear import Kernel, product
 
-def next_token_loss(x: jax.Array, head: jax.Array, tokens: jax.Array, mask: jax.Array, chunk: int = 512):
+
+def next_token_loss(x: jax.Array, head: Kernel, tokens: jax.Array, mask: jax.Array, chunk: int = 512):
     """Cross-entropy of each token given the state before it, summed over the masked tokens.
 
     x: [B, T, D] final states, head: [D, V], tokens: int[B, T], mask: bool[B, T] (True = this token is to be predicted).
@@ -35,7 +37,7 @@ def next_token_loss(x: jax.Array, head: jax.Array, tokens: jax.Array, mask: jax.
 
 
 def _chunk_loss(x, head, targets, weights):
-    logits = jnp.einsum("btd,dv->btv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = product(x, head, 1, jnp.float32)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
     right = target_logits >= logits.max(axis=-1)

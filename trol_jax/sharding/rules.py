@@ -116,6 +116,25 @@ class Layout:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape, parameter=False))
 
+    @property
+    def copies(self):
+        """What makes, of a parameter whose axes have these names, a copy for each part of a batch that is cut:
+        copies(x, *names) -> [parts, *x.shape]. None for a batch that is not cut. See `ops.linear.Copies`.
+        """
+        return self._copies if self._parts > 1 else None
+
+    @property
+    def _parts(self) -> int:
+        return _count(self.mesh, dict(self.rules)["batch"])
+
+    def _copies(self, x: jax.Array, *names: str | None) -> jax.Array:
+        rules = dict(self.rules)
+        gathered = {*rules["batch"], *rules["tokens"]}
+        own = ((axes,) if isinstance(axes, str) else axes or () for axes in self.spec(names, x.shape))
+        kept = (tuple(axis for axis in axes if axis not in gathered) or None for axes in own)
+        copies = jax.numpy.broadcast_to(x, (self._parts, *x.shape))
+        return jax.lax.with_sharding_constraint(copies, NamedSharding(self.mesh, PartitionSpec(rules["batch"], *kept)))
+
     def sharding(self, names: tuple[str | None, ...], shape: tuple[int, ...], parameter: bool = True) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(names, shape, parameter))
 

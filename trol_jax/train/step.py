@@ -9,6 +9,7 @@ from flax import struct
 
 from trol_jax.models.trol import TroL
 from trol_jax.ops.image import normalize
+from trol_jax.ops.linear import Copies, Kernel
 from trol_jax.ops.losses import bag_of_words_loss, next_token_loss
 
 OPEN, CLOSED = 0.9, 0.1  # gates above keep the second pass alone, those below the first
@@ -40,8 +41,7 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
         deterministic=False,
         rngs={"dropout": rng},
     )
-    # Gathered here, once, and not for each piece of the loss.
-    head = model.layout(params["decoder"]["head"]["kernel"], None, "act_vocab")
+    head = _gathered(params["decoder"]["head"]["kernel"], model)
     loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"])
     gate, real = out["gate"], jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"])[1:])
     count = real.sum(dtype=jnp.float32)  # of a layer
@@ -56,6 +56,13 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
         "gate_open": by_layer(gate > OPEN),
         "gate_closed": by_layer(gate < CLOSED),
     }
+
+
+def _gathered(head: jax.Array, model: TroL) -> Kernel:
+    """Here, and not for each piece of the loss; its gradient too is summed over devices once."""
+    if copies := getattr(model.layout, "copies", None):
+        return Copies(head, copies(head.astype(model.dtype), "embed", "vocab"))
+    return model.layout(head, None, "act_vocab")
 
 
 def word_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
