@@ -66,6 +66,20 @@ def test_a_sum_of_which_each_device_takes_its_part_is_scattered():
     assert (scattered.axes, scattered.group, scattered.wire) == (("data", "fsdp"), 4, 64 * 8 * 4 * 3 / 4)
 
 
+def test_a_gather_of_what_a_loop_does_not_change_is_told():
+    weight = "  %w = bf16[32,64]{1,0} constant({...})"
+    changed = TEXT.replace(weight, "  %w = bf16[32,64]{1,0} reshape(%h)")
+    assert [hlo.Program(text).collectives(MESH)[0].kind for text in (TEXT, changed)] == ["all-gather"] * 2
+    assert [hlo.Program(text).collectives(MESH)[0].invariant for text in (TEXT, changed)] == [True, False]
+
+
+def test_two_gathers_of_one_array_are_one():
+    line = next(line for line in TEXT.splitlines() if " all-gather(" in line)
+    again = line.replace("%all-gather =", "%again =").replace("channel_id=1", "channel_id=9").replace("dot_g", "other")
+    assert len(hlo.Program(TEXT.replace(line, f"{line}\n{again}")).collectives(MESH)) == 4
+    assert len(hlo.Program(TEXT.replace(line, f"{line}\n{again.replace('(%w)', '(%h)')}")).collectives(MESH)) == 5
+
+
 def test_flops_are_multiplied_by_loops():
     assert hlo.flops(hlo.Program(TEXT).products()) == 15 * 2 * 2 * 64 * 64
 

@@ -58,6 +58,7 @@ class Collective:
     loops: tuple[int, ...]  # counts of the loops around it, from the outermost
     shape: str
     place: str
+    invariant: bool  # it is in a loop that does not change what it sends
 
     @property
     def wire(self) -> float:
@@ -127,12 +128,19 @@ class Program:
                 yield name, each, around
 
     def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
-        """mesh: sizes by axis, in the order in which the devices are numbered. Those that send most come first."""
-        found = []
+        """mesh: sizes by axis, in the order in which the devices are numbered. Those that send most come first.
+
+        Two of the same array, as two uses of a weight make them, are one: XLA merges them after the partitioner.
+        """
+        found, seen = [], set()
         for name, each, around in self.reached():
             kind = each.opcode.removesuffix("-start")
             if kind not in WIRE:
                 continue
+            unnamed = re.sub(r"channel_id=\d+, |, metadata=.*|to_apply=[^,]*", "", each.attributes)
+            if (again := (name, around, kind, each.operands, unnamed)) in seen:
+                continue
+            seen.add(again)
             groups = _groups(each.attributes)
             group = 2 if kind == "collective-permute" else len(groups[0])
             if group < 2:
@@ -143,8 +151,29 @@ class Program:
                 kind = "reduce-scatter"  # the partitioner of a CPU writes a sum, of which each takes its part
             size = operands * group if kind == "all-gather" else operands
             place, axes = each.op_name, _axes(groups, mesh)
-            found.append(Collective(kind, axes, group, size, math.prod(around), around, each.shape, place))
+            still = around[-1:] > (1,) and self._invariant[name].issuperset(each.operands)
+            found.append(Collective(kind, axes, group, size, math.prod(around), around, each.shape, place, still))
         return sorted(found, key=lambda each: -each.wire)
+
+    @functools.cached_property
+    def _invariant(self) -> dict[str, set[str]]:
+        """By computation: what, as the body of a loop, it makes of that alone which it passes on as it came."""
+        found = {}
+        for name, own in self.computations.items():
+            root = list(own.values())[-1]
+            elements = ((i, own[operand]) for i, operand in enumerate(root.operands) if operand in own)
+            kept = {i for i, each in elements if each.opcode == "get-tuple-element" and _index(each) == i}
+            mine = found[name] = set()
+            for each in own.values():  # operands come first
+                if each.opcode == "get-tuple-element" and own[each.operands[0]].opcode == "parameter":
+                    is_still = _index(each) in kept
+                elif each.opcode in ("constant", "iota"):
+                    is_still = True
+                else:
+                    is_still = each.opcode not in ("parameter", "partition-id") and mine.issuperset(each.operands)
+                if is_still:
+                    mine.add(each.name)
+        return found
 
     def _is_scattered(self, computation: str, each: Instruction, group: int) -> bool:
         users = self._users[computation].get(each.name, [])
@@ -218,6 +247,10 @@ def _balanced(text: str) -> tuple[str, str]:
         if depth == 0:
             return text[: place + 1], text[place + 1 :]
     raise ValueError(f"a parenthesis of this line of HLO is not closed: {text[:80]}")
+
+
+def _index(each: Instruction) -> int:
+    return int(re.search(r"index=(\d+)", each.attributes)[1])
 
 
 def _is_count(each: Instruction) -> bool:
