@@ -281,6 +281,7 @@ class _Undivided(logging.Handler):
             memory.cache_clear()
         self.propagates, self.logger.propagate = self.logger.propagate, False
         self.logger.addHandler(self)
+        return self
 
     def __exit__(self, *_):
         self.logger.removeHandler(self)

@@ -17,6 +17,7 @@ from trol_jax.models.cache import Cache
 from trol_jax.models.layers import REMAT_POLICIES
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig, get_variant
+from trol_jax.sharding import mesh, rules
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import parameters
 from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
@@ -60,6 +61,8 @@ class Strategy:
 def check(s: Strategy) -> None:
     """UserError for what no mesh can make work."""
     config = get_variant(s.variant)
+    mesh.parse(s.mesh)
+    rules.table(s.rules)
     for name, known in (("task", TASKS), ("remat", REMAT_POLICIES)):
         if getattr(s, name) not in known:
             raise UserError(f"{name} {getattr(s, name)!r} is not known; choose one of {', '.join(known)}")
@@ -68,6 +71,8 @@ def check(s: Strategy) -> None:
             raise UserError(f"{name} is {getattr(s, name)}, must be at least 1")
     if s.pictures < 0:
         raise UserError(f"pictures is {s.pictures}, must be at least 0")
+    if s.trains and s.pictures == 0:
+        raise UserError("pictures is 0, and a row of training has at least one")
     if s.batch % s.accumulation:
         raise UserError(f"batch {s.batch} is not divisible by accumulation {s.accumulation}")
     if s.task != "decode" and s.pictures * config.image_tokens > s.length - 2:
