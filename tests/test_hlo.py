@@ -80,6 +80,12 @@ def test_two_gathers_of_one_array_are_one():
     assert len(hlo.Program(TEXT.replace(line, f"{line}\n{again.replace('(%w)', '(%h)')}")).collectives(MESH)) == 5
 
 
+def test_a_sum_of_which_a_larger_part_is_kept_is_told():
+    text = TEXT.replace("%own = f32[16,8]{1,0} dynamic", "%own = f32[32,8]{1,0} dynamic")
+    (found,) = [each for each in hlo.Program(text).collectives(MESH) if each.cut > 1]
+    assert (found.kind, found.group, found.cut) == ("all-reduce", 4, 2)
+
+
 def test_flops_are_multiplied_by_loops():
     assert hlo.flops(hlo.Program(TEXT).products()) == 15 * 2 * 2 * 64 * 64
 

@@ -59,6 +59,7 @@ class Collective:
     shape: str
     place: str
     invariant: bool  # it is in a loop that does not change what it sends
+    cut: int  # of so many parts of a sum each device keeps one
 
     @property
     def wire(self) -> float:
@@ -147,12 +148,13 @@ class Program:
                 continue
             own = self.computations[name]
             operands = sum(nbytes(own[operand].shape) for operand in each.operands if operand in own)
-            if kind == "all-reduce" and self._is_scattered(name, each, group):
-                kind = "reduce-scatter"  # the partitioner of a CPU writes a sum, of which each takes its part
+            cut = self._cut(name, each) if kind == "all-reduce" else 1
+            if cut == group:  # the partitioner writes a sum, of which each takes its part; XLA makes it one
+                kind, cut = "reduce-scatter", 1
             size = operands * group if kind == "all-gather" else operands
             place, axes = each.op_name, _axes(groups, mesh)
             still = around[-1:] > (1,) and self._invariant[name].issuperset(each.operands)
-            found.append(Collective(kind, axes, group, size, math.prod(around), around, each.shape, place, still))
+            found.append(Collective(kind, axes, group, size, math.prod(around), around, each.shape, place, still, cut))
         return sorted(found, key=lambda each: -each.wire)
 
     @functools.cached_property
@@ -175,12 +177,14 @@ class Program:
                     mine.add(each.name)
         return found
 
-    def _is_scattered(self, computation: str, each: Instruction, group: int) -> bool:
+    def _cut(self, computation: str, each: Instruction) -> int:
+        """Of how many parts of what an instruction makes a device uses one; 1 = all of it."""
         users = self._users[computation].get(each.name, [])
         while len(users) == 1 and users[0].opcode in ("convert", "copy", "reshape", "bitcast"):
             users = self._users[computation].get(users[0].name, [])
         whole = elements(each.shape)
-        return bool(users) and all(u.opcode == "dynamic-slice" and elements(u.shape) * group == whole for u in users)
+        parts = {whole // max(elements(u.shape), 1) if u.opcode == "dynamic-slice" else 1 for u in users}
+        return parts.pop() if len(parts) == 1 else 1
 
     @functools.cached_property
     def _users(self) -> dict[str, dict[str, list[Instruction]]]:

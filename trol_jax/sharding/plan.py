@@ -252,6 +252,8 @@ def _amplifiers(s: Strategy, built: Built, collectives, flops: dict[str, int], d
     tell(reduced, f"gradients reduced once for each of {s.accumulation} micro-batches, not once a step")
     gathered = [each for each in of_micro if each.kind == "all-gather"]
     tell(gathered, f"weights gathered once for each of {s.accumulation} micro-batches")
+    summed = [each for each in collectives if each.cut > 1]
+    tell(summed, "summed in full by each device, which then keeps a part: scattered over one axis first it sends less")
     moved = [each for each in collectives if each.kind in ("all-to-all", "collective-permute")]
     tell(moved, "moved from one layout to another, as the rules of two operations differ")
     more = flops["device"] * devices / max(flops["all"], 1) - 1
