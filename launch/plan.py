@@ -2,6 +2,7 @@
 python -m launch.plan --variant=trol_7b --mesh=fsdp=16 --batch=64 --target=v5e-16 [--rules=all] [--remat=all]
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ LENGTH = flags.DEFINE_integer("length", 2048, "Tokens of a row, its pictures' in
 PICTURES = flags.DEFINE_integer("pictures", 1, "Pictures (or tiles) of a row.")
 ACCUMULATION = flags.DEFINE_integer("accumulation", 1, "Micro-batches of a step of training.")
 PASSES = flags.DEFINE_integer("passes", 2, "Passes over each layer.")
+COMPILE = flags.DEFINE_bool("compile", False, "Also ask the target's own compiler whether it fits: minutes.")
 DETAILS = flags.DEFINE_integer("details", 1, "Of how many strategies all is told, the best first.")
 JSON = flags.DEFINE_string("json", "", "File for everything.")
 HTML = flags.DEFINE_string("html", "", "File for a page with charts; they lie beside it as PNG.")
@@ -55,6 +57,8 @@ def main(_):
     for number, s in enumerate(strategies, 1):
         try:
             reports.append(plan.plan(s, target))
+            if COMPILE.value:
+                reports[-1] = compiled(reports[-1], target)
             took = f"{reports[-1].took['seconds']:.0f} s"
             print(f"{number} of {len(strategies)}: {s.mesh} {s.rules} {s.remat}, {took}", file=sys.stderr, flush=True)
         except UserError as error:
@@ -74,6 +78,18 @@ def main(_):
     if HTML.value:
         write(HTML.value, report.page(reports).encode())
         write(str(pathlib.Path(HTML.value).with_suffix(".png")), report.charts(reports))
+
+
+def compiled(report, target):
+    """With what the target's compiler says; as it is, where that is not installed."""
+    from trol_jax.errors import UserError
+    from trol_jax.sharding.verdict import verdict
+
+    try:
+        return dataclasses.replace(report, compiled=verdict(report.strategy, target))
+    except UserError as error:
+        print(f"not compiled for {target.name}: {error}", flush=True)
+        return report
 
 
 def write(name: str, content: bytes) -> None:

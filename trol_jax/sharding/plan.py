@@ -68,10 +68,13 @@ class Report:
     seconds: dict[str, float]  # arithmetic, memory, and `network AXES` each
     flags: list[str]
     took: dict[str, float]  # the planner itself: seconds, bytes
+    compiled: dict[str, Any] | None = None  # what `verdict` says
 
     @property
     def fits(self) -> bool:
-        return self.memory["peak"] <= USABLE * self.capacity
+        if self.compiled is not None and not self.compiled["fits"]:
+            return False
+        return (self.compiled or self.memory)["peak"] <= USABLE * self.capacity
 
     @property
     def bound(self) -> str:

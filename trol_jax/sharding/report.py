@@ -15,9 +15,9 @@ TAG = {"train": "training", "qlora": "QLoRA", "prefill": "prompts", "decode": "o
 
 
 def row(r: Report) -> tuple[str, ...]:
-    s = r.strategy
+    s, peak = r.strategy, (r.compiled or r.memory).get("peak", r.memory["peak"])
     return (
-        s.mesh, s.rules, s.remat if s.trains else "-", "yes" if r.fits else "no", f"{r.memory['peak'] / GIB:.2f}",
+        s.mesh, s.rules, s.remat if s.trains else "-", "yes" if r.fits else "no", f"{peak / GIB:.2f}",
         f"{r.largest_batch}", f"{_ms(r.fastest)} to {_ms(r.slowest)}", f"{r.tokens_per_second:,.0f}",
         f"{r.mfu:.0%}", f"{r.wire / GIB:.3g}", r.bound,
     )  # fmt: skip
@@ -44,6 +44,11 @@ def details(r: Report) -> str:
     lines = [f"{r.strategy.mesh}, {r.strategy.rules}, remat {r.strategy.remat}: communication {r.digest}"]
     held = ", ".join(f"{name} {size / GIB:.3g}" for name, size in r.memory.items())
     lines.append(f"  GiB a device: {held}; of {r.capacity / GIB:.3g}")
+    if r.compiled is not None:
+        said = r.compiled.get("message") or ", ".join(
+            f"{name} {r.compiled[name] / GIB:.3g}" for name in ("arguments", "temporaries", "peak")
+        )
+        lines.append(f"  GiB by the target's compiler ({r.compiled['compiler']}): {said}")
     shares = ", ".join(f"{name} {count / 1e12:.4g}" for name, count in r.flops.items())
     lines.append(f"  TFLOP a step: {shares}")
     lines.append("  at least, ms: " + ", ".join(f"{name} {_ms(value)}" for name, value in r.seconds.items()))
