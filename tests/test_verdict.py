@@ -33,7 +33,9 @@ def test_verdicts_are_kept_for_the_same_program(monkeypatch, tmp_path):
     monkeypatch.setattr(verdict, "_require", lambda kind: "1.0")
     monkeypatch.setattr(verdict, "_devices", lambda target: jax.devices()[:1])
     asked = []
-    monkeypatch.setattr(verdict, "_compile", lambda lowered: asked.append(lowered) or {"fits": True, "peak": 7})
+    monkeypatch.setattr(
+        verdict, "_compile", lambda lowered, options: asked.append(lowered) or {"fits": True, "peak": 7}
+    )
     with nano_variants():
         said = [verdict.verdict(ONE, get_target(name)) for name in ("v5e-1", "v5e-1", "v6e-1")]
     assert len(asked) == 2 and said[0] == said[1] and said[0]["peak"] == 7
@@ -45,13 +47,13 @@ def test_too_little_memory_is_a_verdict():
         def __init__(self, message):
             self.message = message
 
-        def compile(self):
+        def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(self.message)
 
-    said = verdict._compile(Lowered("RESOURCE_EXHAUSTED: Ran out of memory on HBM:\n 36G of 15G"))
+    said = verdict._compile(Lowered("RESOURCE_EXHAUSTED: Ran out of memory on HBM:\n 36G of 15G"), {})
     assert said == {"fits": False, "message": "RESOURCE_EXHAUSTED: Ran out of memory on HBM: 36G of 15G"}
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        verdict._compile(Lowered("INTERNAL: bug"))
+    with pytest.raises(UserError, match="the target's compiler failed: INTERNAL"):
+        verdict._compile(Lowered("INTERNAL: bug"), {})
 
 
 def test_targets_without_a_description():

@@ -62,7 +62,7 @@ def forward(config: ModelConfig, tokens: int, pictures: int, slots: int, passes:
     cache: what lies behind a token is masked, and computed all the same); head_tokens: that go through the head.
 
     A map of N numbers costs 2 N a token, attention 4 slots * width. Training costs three times this, for the backward
-    pass makes two products of each: towards the input and towards the weights.
+    pass makes two products of each, towards the input and towards the weights; and see `loss_again`.
     """
     c, v = config.decoder, config.vision
     heads = c.heads * c.head_dim
@@ -75,6 +75,14 @@ def forward(config: ModelConfig, tokens: int, pictures: int, slots: int, passes:
     vision = pictures * _tower(v) + 2 * image_tokens * (tall * c.width + c.width**2)
     gate = 2 * tokens * c.width * (passes - 1) * c.layers
     return Forward(vision, c.layers * layer, gate, 2 * head_tokens * c.width * c.vocab)
+
+
+def loss_again(config: ModelConfig, tokens: int, chunk: int = 512) -> int:
+    """FLOPs of a row of training beside three times `forward`: the loss computes its pieces again in the backward pass
+    (`ops.losses.next_token_loss`), unless there is but one.
+    """
+    chunks = -(-(tokens - 1) // chunk)
+    return 2 * chunks * chunk * config.decoder.width * config.decoder.vocab if chunks > 1 else 0
 
 
 def _tower(v: VisionConfig) -> int:

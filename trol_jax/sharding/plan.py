@@ -174,7 +174,8 @@ def _flops(s: Strategy, total: int) -> dict[str, int]:
     if s.task == "decode":  # a generated token takes one pass
         return {"first pass": total, "traversal": 0, "recomputed": 0, "all": total}
     kept, once = _traced_alone(alone), _traced_alone(dataclasses.replace(alone, passes=1))
-    return {"first pass": once, "traversal": kept - once, "recomputed": total - kept, "all": total}
+    again = s.batch * cost.loss_again(s.config, s.length) if s.trains else 0
+    return {"first pass": once - again, "traversal": kept - once, "recomputed": total - kept + again, "all": total}
 
 
 @functools.lru_cache(64)
@@ -296,7 +297,7 @@ class _Undivided(logging.Handler):
 # ---------------------------------------------------------------------- which knob moves the bound
 def knob(r: Report) -> str:
     """What to turn, in words."""
-    s, per_token = r.strategy, "more rows a device" if r.strategy.task != "decode" else "more slots"
+    s = r.strategy
     if not r.fits:
         ways = ["fewer rows"] + (["more micro-batches", "another remat"] if s.trains else [])
         return f"it does not fit: {', '.join(ways)}, or rules and a mesh that cut parameters over more devices"
@@ -305,6 +306,6 @@ def knob(r: Report) -> str:
         more = f"; {share:.0%} of the FLOPs are recomputed, a remat that keeps more saves them" if share > MANY else ""
         return f"arithmetic: the devices are at work all the time{more}"
     if r.bound == "memory":
-        return f"reading and writing memory: {per_token} share each read of the weights"
+        return "reading and writing memory: more rows a device share each read of the weights"
     axes = r.bound.removeprefix("network ")
-    return f"what is sent along {axes}: {per_token}, or fewer devices on {axes}"
+    return f"what is sent along {axes}: more rows a device, or fewer devices on {axes}"

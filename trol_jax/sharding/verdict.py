@@ -23,6 +23,8 @@ from trol_jax.sharding.strategy import Strategy, build
 from trol_jax.sharding.targets import Target
 
 NEEDS = {"tpu": ("libtpu", "requirements-tpu.txt"), "cuda": ("jax-cuda13-pjrt", "requirements-gpu.txt")}
+# Without the GPU, no tiles are tried out for Triton's products, and XLA finds none for some.
+OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
 TPUS = {"v5e": "v5e", "v5p": "v5", "v6e": "v6e"}  # names of libtpu's
 # As XLA describes it (openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb).
 H100 = """
@@ -40,7 +42,7 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 23 patch: 0 } device_de
 def verdict(s: Strategy, target: Target) -> dict[str, Any]:
     """fits; bytes of one device: arguments, temporaries, peak; seconds it took; message, where it does not fit.
 
-    UserError where what compiles for the target is not installed, or does not know it.
+    UserError where what compiles for the target is not installed, does not know it, or fails.
     """
     kind = "tpu" if target.torus else "cuda"
     version = _require(kind)
@@ -52,7 +54,10 @@ def verdict(s: Strategy, target: Target) -> dict[str, Any]:
     if file.exists():
         return json.loads(file.read_text())
     start = time.monotonic()
-    found = _compile(lowered) | {"seconds": round(time.monotonic() - start, 1), "compiler": f"{kind} {version}"}
+    found = _compile(lowered, OPTIONS[kind]) | {
+        "seconds": round(time.monotonic() - start, 1),
+        "compiler": f"{kind} {version}",
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(found))
@@ -97,12 +102,12 @@ def _devices(target: Target):
     raise UserError(f"target {target.name} has no description for a compiler; h100 and TPUs have one")
 
 
-def _compile(lowered) -> dict[str, Any]:
+def _compile(lowered, options: dict[str, Any]) -> dict[str, Any]:
     try:
-        m = lowered.compile().memory_analysis()
+        m = lowered.compile(compiler_options=options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
-            raise
+            raise UserError(f"the target's compiler failed: {_line(error)}") from error
         return {"fits": False, "message": _line(error)}
     made = m.output_size_in_bytes - m.alias_size_in_bytes
     held, temporary = m.argument_size_in_bytes, m.temp_size_in_bytes
