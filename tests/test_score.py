@@ -4,10 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from programs import Program, launch
 from test_benchmarks import EXPECTED, ROOT, write_answers
 from trol_jax.errors import UserError
 from trol_jax.evals import score
@@ -20,8 +20,7 @@ def answers(tmp_path):
 
 
 def program(*flags):
-    command = [sys.executable, "-m", "launch.evaluate", *map(str, flags)]
-    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    return Program(launch("evaluate"), *flags).wait()
 
 
 def result(answers, output, name="pope", **options):
@@ -38,14 +37,14 @@ def change(answers, edit, name="pope"):
 
 def test_the_program_writes_results_and_samples(answers, tmp_path):
     write_answers(answers, "seed")
-    done = program(
+    code, out, err = program(
         "--benchmarks=pope,seed",
         f"--root={ROOT}",
         f"--answers={answers}",
         "--scoring=standard",
         f"--output={tmp_path}/out",
     )
-    assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 2
+    assert code == 0 and err == "" and len(out.splitlines()) == 2
     found = json.loads((tmp_path / "out" / "pope.json").read_text())
     counts = {name: found[name] for name in ("n", "answered", "unparsed", "failed", "missing", "bad_rows")}
     assert counts == {"n": 24, "answered": 24, "unparsed": 1, "failed": 0, "missing": 0, "bad_rows": 0}
@@ -72,8 +71,10 @@ def test_the_program_writes_results_and_samples(answers, tmp_path):
     [
         ([], "give --checkpoint to measure a run, or --benchmarks to score answers"),
         (["--answers=x", "--bad_rows=skip"], "--answers, --bad_rows cannot go with --checkpoint alone"),
-        (["--benchmarks=pope", "--checkpoint=x", "--limit=3"], "--checkpoint, --limit cannot go with --benchmarks"),
-        (["--benchmarks=pope", "--root=x"], "--answers is missing"),
+        (["--benchmarks=pope", "--checkpoint=x", "--answers=x"], "--answers cannot go with --checkpoint"),
+        (["--benchmarks=pope", "--answers=x", "--limit=3"], "--limit cannot go with --answers"),
+        (["--benchmarks=pope", "--checkpoint=x", "--root=x"], "--output is missing"),
+        (["--benchmarks=pope", "--root=x", "--output=x"], "--answers is missing"),
         (["--benchmarks=pop", "--root=x", "--answers=x", "--output=x"], "'pop' is not a benchmark; did you mean"),
         (["--benchmarks=all", "--root=x", "--answers=x", "--output=x"], "x holds no answers"),
         (
@@ -83,9 +84,9 @@ def test_the_program_writes_results_and_samples(answers, tmp_path):
     ],
 )
 def test_flags_that_do_not_go_together_are_named(flags, said):
-    done = program(*flags)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    code, out, err = program(*flags)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
 def test_scoring_needs_no_jax():

@@ -10,21 +10,19 @@ from pathlib import Path
 
 from trol_jax.errors import UserError
 
-BEGIN = '{"id": '
-
 
 class Journal:
     """The answers of one `source`, a checkpoint and a way to ask it. Lines from another are of no use here.
 
-    Every line has an "id", which comes first, and its "source". added: fields that an answer has and its question has
-    not.
+    Every line has a `key` of its own, which comes first, and its "source". added: fields that an answer has and its
+    question has not.
     """
 
-    def __init__(self, path: Path, source: str, added: Collection[str]):
-        self.path, self.source, self.added = path, source, {"id", "source", *added}
+    def __init__(self, path: Path, source: str, added: Collection[str], key: str = "id"):
+        self.path, self.source, self.key, self.added = path, source, key, {key, "source", *added}
 
     def read(self, asked: Mapping[Hashable, Mapping]) -> dict[Hashable, dict]:
-        """Lines by id, of those whose question is what is `asked` under that id; others leave the file, as does one
+        """Lines by key, of those whose question is what is `asked` under it; others leave the file, as does one
         that was being written.
 
         UserError for a file of another source, whose answers may have taken long, and for one that holds no answers.
@@ -35,13 +33,13 @@ class Journal:
             return {}
         with explained(self.path):
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        known = {}
+        known, begin = {}, f'{{"{self.key}": '
         for number, text in enumerate(lines, start=1):
-            if number == len(lines) and not text.endswith("\n") and (text.startswith(BEGIN) or BEGIN.startswith(text)):
+            if number == len(lines) and not text.endswith("\n") and (text.startswith(begin) or begin.startswith(text)):
                 continue  # it was being written
             try:
                 old = json.loads(text)
-                source, wanted = old["source"], asked.get(old["id"])
+                source, wanted = old["source"], asked.get(old[self.key])
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{self.path}, line {number} is no answer; write to another file") from None
             if source != self.source:
@@ -50,7 +48,7 @@ class Journal:
                     f"write to another, or remove it"
                 )
             if wanted is not None and self._question(wanted) == self._question(old):
-                known[old["id"]] = old
+                known[old[self.key]] = old
         if len(known) < len(lines):
             self.write(known.values())
         return known

@@ -76,10 +76,12 @@ def readable(file: Path) -> bool:
 
 
 class Root:
-    """The folder that holds the benchmarks. pictures=False: only texts are read, and no picture is looked for."""
+    """The folder that holds the benchmarks. pictures=False: only texts are read, and no picture is looked for.
+    look=False: pictures inside of files are read, those beside them are not looked for.
+    """
 
-    def __init__(self, path: str | os.PathLike, pictures: bool = True):
-        self.path, self.pictures = Path(path), pictures
+    def __init__(self, path: str | os.PathLike, pictures: bool = True, look: bool = True):
+        self.path, self.pictures, self.look = Path(path), pictures, pictures and look
 
     # ------------------------------------------------------------------ files
 
@@ -174,7 +176,7 @@ class Root:
         path = "/".join(parts)
         if path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise row.bad(f"the picture {path!r} lies outside of the root")
-        if self.pictures and not readable(self.path / self.spelled(path)):
+        if self.look and not readable(self.path / self.spelled(path)):
             raise row.bad(f"the picture {self.path / path} cannot be read")
         return path
 

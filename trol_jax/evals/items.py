@@ -1,6 +1,6 @@
 """The words that readers, parsers and scorers share."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,21 @@ class Summary:
     n: int | None = None
 
 
+class Unreadable(Exception):
+    """A judge's reply that is not in the form it was asked for."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a judge scores a benchmark. talk: of an item and its answer, yields prompts, is sent the replies ("" for
+    none) and returns (parsed, score), or raises Unreadable.
+    """
+
+    rule: str
+    talk: Callable[[Item, str], Generator[str, str, tuple[Any, float | None]]]
+    summarise: Callable[[Sequence[Sample]], Summary]
+
+
 @dataclass(frozen=True)
 class Scoring:
     """One way to score a benchmark; `rule` names it in results."""
@@ -56,6 +71,7 @@ class Scoring:
     mark: Callable[[Item, Any], float | None]
     summarise: Callable[[Sequence[Sample]], Summary]
     select: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items  # those that count
+    judged: Judged | None = None  # in place of these rules, where there is a judge
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,16 @@ from typing import Any
 import trol_jax
 from trol_jax import journal
 from trol_jax.errors import UserError
+from trol_jax.evals import submit
 from trol_jax.evals.benchmarks import BENCHMARKS
 from trol_jax.evals.files import BadRow, Root, Row
 from trol_jax.evals.instructions import instruct
 from trol_jax.evals.items import Benchmark, Item, Sample
 from trol_jax.evals.judges import Judge, NoJudge
+from trol_jax.evals.judging import judge_all
 
 SCORINGS, BAD_ROWS = ("trol", "standard"), ("fail", "skip")
+SUBMISSION = "submission"  # folder below the output
 TOLD = 20  # bad rows that a result quotes; it counts them all
 
 
@@ -53,36 +56,67 @@ def score(
     bad_rows: str = "fail",
     pictures: bool = False,
     judge: Judge | None = None,
+    submission: bool = False,
 ) -> Iterator[dict | UserError]:
     """Yields of each benchmark its result, once `<name>.json` and `<name>.samples.jsonl` exist, or what stopped it.
 
     names: of BENCHMARKS, or ["all"] for those that have an answer file. bad_rows: whether rows that cannot be used,
     questions without an answer and those that could not be asked stop a benchmark, or are left out and
-    counted. pictures: whether to look for them.
+    counted. pictures: whether to look for them. submission: whether to write what servers take, see `submit`.
     """
-    answers, output = Path(answers), Path(output)
-    for benchmark in chosen(names, answers):
-        settings = {"root": str(root), "answers": str(answers), "bad_rows": bad_rows}
+    if list(names) == ["all"]:
+        names = [name for name in BENCHMARKS if (Path(answers) / f"{name}.jsonl").is_file()]
+        if not names:
+            raise UserError(f"{answers} holds no answers; they are named <benchmark>.jsonl, as pope.jsonl")
+    how = dict(scoring=scoring, bad_rows=bad_rows, pictures=pictures, judge=judge, submission=submission)
+    for benchmark in chosen(names):
         try:
-            items, problems = read(benchmark, Root(root, pictures))
-            samples = take(benchmark, scoring, items, answers / f"{benchmark.name}.jsonl", problems)
-            if bad_rows == "fail":
-                problems.refuse()
-            result = measure(benchmark, scoring, samples, problems, judge or NoJudge()) | {"settings": settings}
-            journal.write(output / f"{benchmark.name}.samples.jsonl", journal.encode(map(line(benchmark), samples)))
-            journal.write(output / f"{benchmark.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+            yield score_one(benchmark, root, answers, output, **how)
         except UserError as error:
             yield UserError(f"{benchmark.name}: {error}")
-        else:
-            yield result
 
 
-def chosen(names: Sequence[str], answers: Path) -> list[Benchmark]:
-    if list(names) == ["all"]:
-        found = [benchmark for name, benchmark in BENCHMARKS.items() if (answers / f"{name}.jsonl").is_file()]
-        if not found:
-            raise UserError(f"{answers} holds no answers; they are named <benchmark>.jsonl, as pope.jsonl")
-        return found
+def score_one(
+    benchmark: Benchmark,
+    root: str | os.PathLike,
+    answers: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    scoring: str = "trol",
+    bad_rows: str = "fail",
+    pictures: bool = False,
+    judge: Judge | None = None,
+    submission: bool = False,
+    part: slice = slice(None),
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """See `score`. part: of the questions, those that count; settings: what the result says beside where it lies."""
+    answers, output = Path(answers), Path(output)
+    items, problems = read(benchmark, Root(root, pictures), part)
+    samples = take(benchmark, scoring, items, answers / f"{benchmark.name}.jsonl", problems, part)
+    if bad_rows == "fail":
+        problems.refuse()
+    where = {"root": str(root), "answers": str(answers), "bad_rows": bad_rows}
+    judge, unjudged = judge or NoJudge(), 0
+    rules = benchmark.scorings[scoring]
+    if rules.judged is None:
+        judge = NoJudge()
+    elif judge.name != NoJudge.name:
+        samples, unjudged = judge_all(rules.judged, samples, judge)
+    result = measure(benchmark, scoring, samples, problems, judge, unjudged)
+    result["settings"] = where | dict(settings or {})
+    if submission and (made := submit.submission(benchmark.name, scoring, items[part], samples)):
+        file = output / SUBMISSION / f"{benchmark.name}.{made[0]}"
+        journal.write(file, made[1])
+        result["submission"] = str(file)
+    journal.write(output / f"{benchmark.name}.samples.jsonl", journal.encode(map(line(benchmark), samples)))
+    journal.write(output / f"{benchmark.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def chosen(names: Sequence[str]) -> list[Benchmark]:
+    """Those of BENCHMARKS that are named, or ["all"]."""
+    names = list(BENCHMARKS) if list(names) == ["all"] else names
     for name in names:
         if name not in BENCHMARKS:
             close = difflib.get_close_matches(name, BENCHMARKS, n=1)
@@ -94,15 +128,15 @@ def chosen(names: Sequence[str], answers: Path) -> list[Benchmark]:
 # ---------------------------------------------------------------------- questions
 
 
-def read(benchmark: Benchmark, root: Root) -> tuple[list[Item | None], Problems]:
-    """The items in the reader's order, None in the place of rows that cannot be used."""
-    problems, items = Problems(), []
+def read(benchmark: Benchmark, root: Root, part: slice = slice(None)) -> tuple[list[Item | None], Problems]:
+    """The items in the reader's order, None for rows that cannot be used; those of `part` are counted."""
+    problems, items, bad = Problems(), [], []
     for index, each in enumerate(benchmark.read(root)):
-        if isinstance(each, BadRow):
-            problems.rows.append(str(each))
+        bad.append(str(each) if isinstance(each, BadRow) else None)
         items.append(None if isinstance(each, BadRow) else dataclasses.replace(each, index=index))
     if not items:
         raise UserError(f"{root.path} holds no questions of {benchmark.name}")
+    problems.rows += filter(None, bad[part])
     return items, problems
 
 
@@ -110,7 +144,12 @@ def read(benchmark: Benchmark, root: Root) -> tuple[list[Item | None], Problems]
 
 
 def take(
-    benchmark: Benchmark, scoring: str, items: Sequence[Item | None], file: Path, problems: Problems
+    benchmark: Benchmark,
+    scoring: str,
+    items: Sequence[Item | None],
+    file: Path,
+    problems: Problems,
+    part: slice = slice(None),
 ) -> list[Sample]:
     """The samples of the questions that count in this scoring and have an answer, parsed and scored, in order."""
     rules, places = benchmark.scorings[scoring], Places(items)
@@ -127,7 +166,7 @@ def take(
         except BadRow as error:
             problems.rows.append(str(error))
     samples = []
-    for item in rules.select([item for item in items if item is not None]):
+    for item in rules.select([item for item in items[part] if item is not None]):
         if item.index in answers:
             answer = answers[item.index]
             parsed = rules.parse(item, answer)
@@ -180,9 +219,10 @@ class Places:
 
 
 def measure(
-    benchmark: Benchmark, scoring: str, samples: Sequence[Sample], problems: Problems, judge: Judge
+    benchmark: Benchmark, scoring: str, samples: Sequence[Sample], problems: Problems, judge: Judge, unjudged: int
 ) -> dict[str, Any]:
     rules = benchmark.scorings[scoring]
+    rules = rules if judge.name == NoJudge.name else rules.judged
     summary = rules.summarise(samples)
     return {
         "benchmark": benchmark.name,
@@ -199,6 +239,8 @@ def measure(
         "bad": problems.rows[:TOLD],
         "scorer": rules.rule,
         "judge": judge.name,
+        "judge_account": judge.account(),
+        "unjudged": unjudged,
         "version": trol_jax.__version__,
         "splits": summary.splits,
     }
@@ -226,7 +268,10 @@ def line(benchmark: Benchmark):
 def report(result: Mapping[str, Any]) -> str:
     """One line."""
     value = "not scored" if result["value"] is None else f"{result['value']:.2f} ± {result['standard_error']:.2f}"
-    counts = [f"{result[name]:,} {name.replace('_', ' ')}" for name in ("unparsed", "failed", "missing", "bad_rows")]
+    counts = [
+        f"{result[name]:,} {name.replace('_', ' ')}"
+        for name in ("unparsed", "unjudged", "failed", "missing", "bad_rows")
+    ]
     told = ", ".join([f"n {result['n']:,}", *(text for text in counts if not text.startswith("0 "))])
     return f"{result['benchmark']:<15} {value:>16}  {result['scoring']}, {told} ({result['scorer']})"
 

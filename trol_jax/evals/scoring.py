@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from trol_jax.evals.items import Item, Sample, Scoring, Summary
+from trol_jax.evals.items import Item, Judged, Sample, Scoring, Summary
 from trol_jax.evals.parsing import number
 
 # ---------------------------------------------------------------------- marks of one answer
@@ -102,13 +102,16 @@ first_of_each_id = first_of_each(lambda item: item.id)
 
 
 def all_right(samples: Iterable[Sample], key: Callable[[Sample], Hashable]) -> list[float]:
-    """For each group, 1 if all of it is right."""
-    return [float(all(sample.score for sample in group)) for group in grouped(samples, key).values()]
+    """For each group, 1 if all of it is right; groups with an answer that has no score are left out."""
+    groups = [[sample.score for sample in group] for group in grouped(samples, key).values()]
+    return [float(all(scores)) for scores in groups if None not in scores]
 
 
-def unscored(why: str) -> Scoring:
+def unscored(why: str, judged: Judged | None = None) -> Scoring:
     """Answers are kept; who scores them is said in the rule."""
-    return Scoring(why, lambda item, answer: answer, lambda item, parsed: None, lambda samples: Summary())
+    return Scoring(
+        why, lambda item, answer: answer, lambda item, parsed: None, lambda samples: Summary(), judged=judged
+    )
 
 
 def confusion(pairs: Iterable[tuple[bool, bool]]) -> Mapping[str, int]:

@@ -1,11 +1,12 @@
 """Answers to questions about pictures: a checkpoint, its tokeniser, and what turns a question into tokens and back."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ class Answerer:
 
     def answer(
         self,
-        questions: Sequence[Question],
+        questions: Collection[Question],
         max_new_tokens: int,
         decoding: Decoding = GREEDY,
         batch_size: int = 8,
@@ -189,7 +190,7 @@ class Answerer:
         size = max(1, min(batch_size, len(questions)))
         numbers = numbers or range(len(questions))
         own = (dataclasses.replace(decoding, seed=(decoding.seed + i) % 2**32) for i in numbers)
-        requests = self._requests(zip(questions, own, strict=True), max_new_tokens, skip)
+        requests = _ahead(self._requests(zip(questions, own, strict=True), max_new_tokens, skip), size)
         if decoding.beams > 1:
             while batch := list(itertools.islice(requests, size)):
                 if sound := [request for request in batch if isinstance(request, Request)]:
@@ -232,6 +233,18 @@ class Answerer:
         for request, said, gate in zip(requests, *map(np.asarray, out), strict=False):
             request.run(gate)
             request.say(said[said >= 0].tolist(), last=True)
+
+
+def _ahead(items: Iterator, count: int) -> Iterator:
+    """The items, up to `count` of them made in a thread while earlier ones are used: decoding pictures takes long."""
+    end, thread = object(), concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        coming = collections.deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(thread.submit(next, items, end))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 @functools.lru_cache(32)

@@ -6,9 +6,9 @@ import re
 
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.instructions import IMAGE
-from trol_jax.evals.items import Benchmark, Item, Scoring, Summary
+from trol_jax.evals.items import Benchmark, Item, Judged, Scoring, Summary, Unreadable
 from trol_jax.evals.parsing import after_last, choice
-from trol_jax.evals.scoring import by, marked, mean, unscored
+from trol_jax.evals.scoring import accuracy, by, marked, mean, unscored
 
 FILE, TEXT_ONLY = "MathVerse/testmini.json", "MathVerse/testmini_text_only.json"
 
@@ -64,8 +64,40 @@ def five_versions(samples) -> Summary:
     return Summary(*mean(scores), by(samples, "problem_version", "subject", "subfield"), len(scores))
 
 
+# ---------------------------------------------------------------------- judge
+FIND = """Find the final answer in a reply to a problem of mathematics, and write it alone: a letter, a number, a
+formula. Do not solve the problem.
+
+Reply: The angles of a triangle sum to 180, so the third is 70 degrees. The answer is (C).
+Answer: C
+
+Reply: {answer}
+Answer:"""
+COMPARE = """Do these two answers to a problem of mathematics mean the same? Write 1 if they do, 0 if not, and nothing
+else. A unit or a form that differs does not matter.
+
+Problem: {question}
+Right answer: {gold}
+Answer to check: {found}
+Judgement:"""
+
+
+def talk(item: Item, answer: str):
+    found = (yield FIND.format(answer=answer)).strip()
+    if not found:
+        raise Unreadable
+    reply = yield COMPARE.format(question=item.fields["question"] or "in the picture", gold=item.gold, found=found)
+    if reply.strip() not in ("0", "1"):
+        raise Unreadable
+    return found, float(reply)
+
+
+JUDGE = "a judge finds the answer and compares it; accuracy of"
+SIX = Judged(f"{JUDGE} six versions", talk, accuracy("problem_version", "subject", "subfield"))
+FIVE = Judged(f"{JUDGE} five versions", talk, five_versions)
+RULE = "rules find the answer, equal texts; accuracy of five versions"
 SCORINGS = {
-    "trol": unscored("a judge finds the answers and compares them"),
-    "standard": Scoring("rules find the answer, equal texts; accuracy of five versions", extract, mark, five_versions),
+    "trol": unscored("a judge finds the answers and compares them", SIX),
+    "standard": Scoring(RULE, extract, mark, five_versions, judged=FIVE),
 }
 BENCHMARK = Benchmark("mathverse", read, SCORINGS)

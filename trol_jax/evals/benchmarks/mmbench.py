@@ -5,8 +5,8 @@ import binascii
 
 from trol_jax.evals.benchmarks.choices import lines, named
 from trol_jax.evals.files import Root, Row, each
-from trol_jax.evals.items import Benchmark, Item, Sample, Scoring, Summary
-from trol_jax.evals.parsing import first_character
+from trol_jax.evals.items import Benchmark, Item, Judged, Sample, Scoring, Summary, Unreadable
+from trol_jax.evals.parsing import first_character, lettered
 from trol_jax.evals.scoring import all_right, equal, first_of_each_id, grouped, marked, mean, part
 
 FILES = {
@@ -16,6 +16,7 @@ FILES = {
     "mmbench_cn_dev": "mmbench_dev_cn_20231003.tsv",
 }
 ROTATION = 1_000_000  # added to the index of a question for each time that its choices are turned
+NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category", None)  # None: more cells than names
 ABSENT = ("", "nan", "NaN", None)
 
 
@@ -30,6 +31,7 @@ def reader(file: str):
             question = [row.text("question"), lines(choices)]
             hint, answer = (row.get(name, str) if row.data.get(name) else None for name in ("hint", "answer"))
             fields = {"choices": choices} | {name: row.data.get(name) for name in ("category", "l2-category")}
+            fields["row"] = {name: text for name, text in row.data.items() if name not in NOT_SUBMITTED}
             return Item(
                 number(row),
                 "\n".join(question if hint in ABSENT else [hint, *question]),
@@ -83,9 +85,9 @@ def circular(samples) -> Summary:
     scored = [sample for sample in samples if sample.score is not None]
     if not scored:
         return Summary()
-    rights = all_right(scored, question)
+    rights = all_right(samples, question)
     splits = {
-        key: {name: part(all_right(group, question)) for name, group in grouped(scored, key).items() if name}
+        key: {name: part(all_right(group, question)) for name, group in grouped(samples, key).items() if name}
         for key in ("category", "l2-category")
     }
     return Summary(*mean(rights), splits | {"every_row": part(marked(scored))}, len(rights))
@@ -95,6 +97,27 @@ def question(sample: Sample) -> int:
     return sample.item.id % ROTATION
 
 
+# ---------------------------------------------------------------------- judge
+PROMPT = """Which option does an answer to a question mean? Write its letter and nothing else; Z if it means none.
+
+Question: {question}
+Answer: {answer}
+Letter:"""
+
+
+def talk(item: Item, answer: str):
+    """Rules find what is plain; a judge is asked where they find nothing, and the right answer is known."""
+    letter = named(item, answer)
+    if letter is None and item.gold is not None:
+        reply = (yield PROMPT.format(question=item.question, answer=answer)).strip().rstrip(".").upper()
+        if reply not in {*lettered(item.fields["choices"]), "Z"}:
+            raise Unreadable
+        letter = None if reply == "Z" else reply
+    return letter, equal(item, letter)
+
+
+JUDGED = Judged("rules or a judge find the letter; circular accuracy", talk, circular)
+RULE = "letter or text of one choice; circular accuracy"
 SCORINGS = {
     "trol": Scoring(
         "first character; accuracy over all rows, two digits",
@@ -103,6 +126,6 @@ SCORINGS = {
         printed,
         first_of_each_id,
     ),
-    "standard": Scoring("letter or text of one choice; circular accuracy", named, equal, circular),
+    "standard": Scoring(RULE, named, equal, circular, judged=JUDGED),
 }
 BENCHMARKS = tuple(Benchmark(name, reader(file), SCORINGS) for name, file in FILES.items())

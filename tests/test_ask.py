@@ -1,0 +1,197 @@
+"""The benchmarks, asked: what is written, what is asked again, what is never mixed."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from PIL import Image
+
+import fixtures
+from programs import Program, launch
+from test_benchmarks import ROOT
+from trol_jax.data.images import load_image
+from trol_jax.errors import UserError
+from trol_jax.evals import ask
+from trol_jax.evals.benchmarks import BENCHMARKS
+from trol_jax.evals.files import Root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with fixtures.nano_variants():
+        yield fixtures.save_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """POPE, with its pictures, and MMStar."""
+    root = tmp_path_factory.mktemp("root")
+    for name in ("POPE", "MMStar"):
+        shutil.copytree(ROOT / name, root / name)
+    for item in BENCHMARKS["pope"].read(Root(ROOT, pictures=False)):
+        (root / item.images[0]).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (200, 30, 30)).save(root / item.images[0])
+    return root
+
+
+class Says:
+    """An `Answerer` that reads every picture, and says how many questions it was asked before."""
+
+    def __init__(self, stop_after=1000):
+        self.asked, self.stop_after, self.text, self.options = [], stop_after, "", None
+
+    def answer(self, questions, *options, skip):
+        assert skip and len(questions) > 0
+        self.options = options
+        for question in questions:
+            if len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(question)
+            self.text = f"yes {len(self.asked)}"
+            try:
+                if not question.text:
+                    raise UserError("the question is empty")
+                [load_image(picture) for picture in question.pictures]
+            except UserError as error:
+                yield error
+            else:
+                yield self
+
+
+@pytest.fixture
+def says(monkeypatch):
+    def begin(*arguments):
+        answerer = Says(*arguments)
+        monkeypatch.setattr(ask.Answerer, "load", lambda *_: answerer)
+        return answerer
+
+    return begin
+
+
+def evaluate(run, root, output, names=("pope",), **options):
+    return list(ask.evaluate(run, names, root, output, **options))
+
+
+def lines(output, name="pope"):
+    return [json.loads(line) for line in (output / "answers" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_answers_and_results_are_written(run, root, tmp_path, says):
+    answerer = says()
+    pope, mmstar = evaluate(run, root, tmp_path, ["pope", "mmstar"])
+    assert answerer.options[0] == 5 and answerer.options[1].beams == 5
+    assert answerer.asked[0].text.startswith("Is there a green in the image?\nAnswer the question using")
+    assert [type(question.pictures[0]) is bytes for question in (answerer.asked[0], answerer.asked[-1])] == [0, 1]
+    written = lines(tmp_path)
+    assert [line["index"] for line in written] == list(range(24))
+    assert {*written[0]} == {"index", "id", "question", "answer", "source"} and written[0]["answer"] == "yes 1"
+    assert all("beams 5, 5 tokens, trol_jax" in line["source"] for line in written)
+    assert (pope["answered"], pope["failed"], pope["missing"]) == (24, 0, 0)
+    assert pope["value"] == pytest.approx(100 * 14 / 24)  # the share of yes
+    assert pope["settings"]["asked"] == 24 and pope["settings"]["max_new_tokens"] == 5
+    assert mmstar["answered"] == len(lines(tmp_path, "mmstar"))
+    assert json.loads((tmp_path / "pope.json").read_text()) == pope
+    assert len((tmp_path / "pope.samples.jsonl").read_text().splitlines()) == 24
+
+
+def test_it_goes_on_where_it_was_stopped(run, root, tmp_path, says):
+    says(7)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, root, tmp_path)
+    before = lines(tmp_path)
+    assert len(before) == 7
+    with open(tmp_path / "answers" / "pope.jsonl", "a") as file:
+        file.write('{"index": 7, "id": 8, "ans')  # as a kill leaves it
+    answerer = says()
+    (result,) = evaluate(run, root, tmp_path)
+    assert len(answerer.asked) == 17 and lines(tmp_path)[:7] == before and result["answered"] == 24
+    answerer = says()
+    assert evaluate(run, root, tmp_path)[0]["value"] == result["value"] and not answerer.asked
+
+
+@pytest.mark.parametrize("change", [{"beams": 1}, {"max_new_tokens": 6}, {"cache": "int8"}, {"weight_kind": "int8"}])
+def test_answers_of_other_settings_are_never_mixed(run, root, tmp_path, says, change):
+    says()
+    evaluate(run, root, tmp_path, limit=2)
+    before = (tmp_path / "answers" / "pope.jsonl").read_bytes()
+    (stopped,) = evaluate(run, root, tmp_path, limit=2, **change)
+    assert isinstance(stopped, UserError) and "pope.jsonl holds answers of another measurement" in str(stopped)
+    assert (tmp_path / "answers" / "pope.jsonl").read_bytes() == before
+
+
+def test_a_question_that_changed_is_asked_again(run, root, tmp_path, says):
+    says()
+    evaluate(run, root, tmp_path / "out", limit=8)
+    changed = shutil.copytree(root, tmp_path / "root")
+    file = changed / "POPE" / "coco_pope_popular.json"
+    file.write_text(file.read_text().replace("Is there a green", "Is there a blue", 1))
+    answerer = says()
+    evaluate(run, changed, tmp_path / "out", limit=8)
+    assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
+
+
+def test_parts_make_the_whole(run, root, tmp_path, says):
+    says()
+    (first,) = evaluate(run, root, tmp_path, limit=10)
+    (second,) = evaluate(run, root, tmp_path, offset=10)
+    assert (first["answered"], second["answered"], second["settings"]["asked"]) == (10, 14, 14)
+    answerer = says()
+    (whole,) = evaluate(run, root, tmp_path)
+    assert whole["answered"] == 24 and not answerer.asked
+    (stopped,) = evaluate(run, root, tmp_path, offset=24)
+    assert "--offset=24 leaves out all of its 24 questions" in str(stopped)
+
+
+def test_what_cannot_be_asked_is_a_line_and_asked_again(run, root, tmp_path, says):
+    broken = shutil.copytree(root, tmp_path / "root")
+    items = list(BENCHMARKS["pope"].read(Root(root)))
+    (broken / items[0].images[0]).write_bytes(b"no picture")
+    here = [item for item in items if item.images == items[0].images]
+    rows = (broken / "POPE" / "coco_pope_random.json").read_text().splitlines()
+    (broken / "POPE" / "coco_pope_random.json").write_text("\n".join([*rows[:-1], '{"question_id": 9}']))
+    says()
+    (stopped,) = evaluate(run, broken, tmp_path / "out")
+    assert str(stopped).startswith("pope: bad rows: 1, the first: POPE/coco_pope_random.json, row 8")
+    assert f"questions that could not be asked: {len(here)}" in str(stopped) and "is not a picture" in str(stopped)
+    failed = [line for line in lines(tmp_path / "out") if "error" in line]
+    assert len(failed) == len(here) + 1 and 'there is no field "label"' in failed[-1]["error"]
+    answerer = says()
+    (result,) = evaluate(run, broken, tmp_path / "out", bad_rows="skip")
+    assert (result["failed"], result["bad_rows"], len(answerer.asked)) == (len(here), 1, len(here) + 1)
+    assert result["answered"] == 23 - len(here)
+
+
+def test_a_benchmark_that_is_missing_stops_no_other(run, root, tmp_path, says):
+    says()
+    found = evaluate(run, root, tmp_path, ["all"], limit=1, bad_rows="skip")
+    assert [each["benchmark"] for each in found if isinstance(each, dict)] == ["pope", "mmstar"]
+    assert len(found) == len(BENCHMARKS)
+
+
+def program(run, root, output, *more):
+    flags = [f"--checkpoint={run}", "--benchmarks=pope", f"--root={root}", f"--output={output}", *more]
+    return Program(launch("evaluate"), *flags)
+
+
+def test_the_program_asks_by_beams(run, root, tmp_path):
+    code, out, err = program(run, root, tmp_path, "--limit=3", "--beams=2", "--batch_size=2").wait()
+    assert code == 0 and "100%" in err and "question/s" in err, err
+    assert out.startswith("pope") and "n 3" in out
+    assert [line["index"] for line in lines(tmp_path)] == [0, 1, 2] and "answer" in lines(tmp_path)[0]
+
+
+@pytest.mark.slow
+def test_a_killed_program_goes_on_to_the_same_answers(run, root, tmp_path):
+    how = ("--beams=2", "--batch_size=1", "--max_new_tokens=24")
+    code, _, err = program(run, root, tmp_path / "whole", *how).wait()
+    assert code == 0, err
+    killed = program(run, root, tmp_path / "killed", *how)
+    file = tmp_path / "killed" / "answers" / "pope.jsonl"
+    while killed.poll() is None and not (file.exists() and os.path.getsize(file)):
+        pass
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    code, _, err = program(run, root, tmp_path / "killed", *how[:1], "--batch_size=3", how[2]).wait()
+    assert code == 0 and lines(tmp_path / "killed") == lines(tmp_path / "whole"), err

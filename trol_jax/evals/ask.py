@@ -1,0 +1,198 @@
+"""Asks a checkpoint the questions of the benchmarks, and scores what it says.
+
+`<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
+order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
+of their own: of their names), and the source: the checkpoint and how it was asked. What can be read there is not asked
+again; a file of another source is never changed.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from tqdm import tqdm
+
+import trol_jax
+from trol_jax import checkpoint, manifest
+from trol_jax.errors import UserError
+from trol_jax.evals import score
+from trol_jax.evals.files import BadRow, Root
+from trol_jax.evals.instructions import IMAGE, INSTRUCTIONS, instruct
+from trol_jax.evals.items import Benchmark, Item
+from trol_jax.infer import weights
+from trol_jax.infer.answer import Answerer, Question
+from trol_jax.infer.decoding import Decoding
+from trol_jax.journal import Journal
+from trol_jax.models.layers import anywhere
+
+ANSWERS = "answers"  # folder below the output
+ADDED = ("answer", "error")  # to a question
+
+
+@dataclasses.dataclass(frozen=True)
+class Asker:
+    """A checkpoint and how it is asked. max_new_tokens: None = as many as the original lets each benchmark have."""
+
+    step_dir: Path
+    root: Path
+    answers: Path
+    decoding: Decoding
+    batch_size: int = 8  # changes no answer
+    max_new_tokens: int | None = None
+    weight_kind: str | None = None
+    cache: str | None = None
+    layout: Callable = anywhere  # see `Answerer.load`
+
+    @functools.cached_property
+    def answerer(self) -> Answerer:
+        return Answerer.load(self.step_dir, self.weight_kind, self.cache, self.layout)
+
+    def tokens(self, benchmark: Benchmark) -> int:
+        return self.max_new_tokens or INSTRUCTIONS[benchmark.asks_as()].max_new_tokens
+
+    def source(self, benchmark: Benchmark) -> str:
+        how = f"{self.decoding}, {self.tokens(benchmark)} tokens{weights.named(self.weight_kind, self.cache)}"
+        return f"{manifest.identity(self.step_dir)}, {how}, trol_jax {trol_jax.__version__}"
+
+    def read(self, benchmark: Benchmark) -> Iterator[Item | BadRow]:
+        """With pictures, a few at a time; those in files of their own are not looked for."""
+        return benchmark.read(Root(self.root, look=False))
+
+    # ------------------------------------------------------------------ one benchmark
+    def journal(self, benchmark: Benchmark) -> Journal:
+        return Journal(self.answers / f"{benchmark.name}.jsonl", self.source(benchmark), ADDED, key="index")
+
+    def open(self, benchmark: Benchmark, part: slice) -> tuple[dict[int, dict], list[int]]:
+        """(Lines that stand, by index; the questions of `part` that are to be asked). UserError for a file of another
+        source, and where the benchmark cannot be read.
+        """
+        rows = dict(enumerate(self.asked(benchmark, each) for each in self.read(benchmark)))
+        if not rows:
+            raise UserError(f"{self.root} holds no questions of {benchmark.name}")
+        if not range(len(rows))[part]:
+            raise UserError(f"--offset={part.start} leaves out all of its {len(rows)} questions")
+        journal = self.journal(benchmark)
+        found = journal.read(rows)
+        known = {index: line for index, line in found.items() if "error" not in line}
+        if len(known) < len(found):
+            journal.write(known.values())
+        return known, [index for index in range(len(rows))[part] if index not in known]
+
+    def asked(self, benchmark: Benchmark, each: Item | BadRow) -> dict[str, Any]:
+        """What a line says of its question."""
+        if isinstance(each, BadRow):
+            return {"id": None, "question": None}
+        digest = xxhash.xxh3_64()
+        for piece in (prompt(benchmark, each), *each.images):
+            data = piece.encode(errors="surrogatepass") if isinstance(piece, str) else piece
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return {"id": each.id, "question": digest.hexdigest()}
+
+    def ask(self, benchmark: Benchmark, known: dict[int, dict], todo: Sequence[int]) -> None:
+        """Writes the lines of `todo`, each as soon as it is there; then all in the order of the questions."""
+        journal, questions = self.journal(benchmark), Questions(self, benchmark, todo)
+        options = (self.tokens(benchmark), self.decoding, self.batch_size)
+        given = self.answerer.answer(questions, *options, skip=True)
+        with tqdm(desc=benchmark.name, total=len(todo), unit="question", mininterval=1.0, dynamic_ncols=True) as bar:
+            for index, each in zip(todo, given, strict=True):
+                bad, asked = questions.taken.pop(index)
+                said = {"error": str(bad or each)} if bad or isinstance(each, UserError) else {"answer": each.text}
+                known[index] = {"index": index, **asked, **said, "source": journal.source}
+                journal.append([known[index]])
+                bar.update()
+        journal.write(known[index] for index in sorted(known))
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """Those of `todo`, read while they are asked, as pictures of whole benchmarks are too much to hold.
+
+    taken: of those that were read and not answered yet, (what is wrong with the row, what its line says).
+    """
+
+    asker: Asker
+    benchmark: Benchmark
+    todo: Sequence[int]
+    taken: dict[int, tuple[BadRow | None, dict]] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __iter__(self) -> Iterator[Question]:
+        wanted = {*self.todo}
+        for index, each in enumerate(self.asker.read(self.benchmark)):
+            if index in wanted:
+                bad = each if isinstance(each, BadRow) else None
+                self.taken[index] = bad, self.asker.asked(self.benchmark, each)
+                yield Question("") if bad else question(self.benchmark, each, self.asker.root)
+
+
+def prompt(benchmark: Benchmark, item: Item) -> str:
+    """The user's message. Pictures come first, so the mark of a picture there is left out."""
+    return instruct(benchmark.asks_as(), item.question).removeprefix(IMAGE)
+
+
+def question(benchmark: Benchmark, item: Item, root: Path) -> Question:
+    spelled = Root(root).spelled
+    images = [root / spelled(image) if isinstance(image, str) else image for image in item.images]
+    return Question(prompt(benchmark, item), images)
+
+
+# ---------------------------------------------------------------------- all
+
+
+def evaluate(
+    path: str | os.PathLike,
+    names: Sequence[str],
+    root: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    beams: int = 5,
+    batch_size: int = 8,
+    max_new_tokens: int | None = None,
+    weight_kind: str | None = None,
+    cache: str | None = None,
+    layout: Callable = anywhere,
+    **scored,
+) -> Iterator[dict | UserError]:
+    """Yields of each benchmark its result, as `score.score` does, or what stopped it.
+
+    names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. scored: see
+    `score.score_one`. Started again it goes on where it was stopped, and asks again what could not be asked.
+    """
+    part = slice(offset, None if limit is None else offset + limit)
+    decoding, answers = Decoding(beams=beams), Path(output) / ANSWERS
+    options = (decoding, batch_size, max_new_tokens, weight_kind, cache, layout)
+    asker = Asker(checkpoint.resolve(path), Path(root), answers, *options)
+    for benchmark in score.chosen(names):
+        began = time.monotonic()
+        try:
+            known, todo = asker.open(benchmark, part)
+        except UserError as error:
+            yield UserError(f"{benchmark.name}: {error}")
+            continue
+        if todo:
+            asker.ask(benchmark, known, todo)
+        settings = settings_of(asker, benchmark) | {"offset": offset, "limit": limit, "asked": len(todo)}
+        settings["seconds"] = round(time.monotonic() - began, 2)
+        try:
+            yield score.score_one(benchmark, root, answers, output, part=part, settings=settings, **scored)
+        except UserError as error:
+            yield UserError(f"{benchmark.name}: {error}")
+
+
+def settings_of(asker: Asker, benchmark: Benchmark) -> Mapping[str, Any]:
+    return {
+        "checkpoint": str(asker.step_dir),
+        "source": asker.source(benchmark),
+        "beams": asker.decoding.beams,
+        "max_new_tokens": asker.tokens(benchmark),
+        "batch_size": asker.batch_size,
+    }
