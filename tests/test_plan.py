@@ -32,7 +32,7 @@ DIGESTS = {  # of jaxlib 0.10.2
     "fsdp": "e1ec56f3dc7c6013",
     "tensor": "2314a8949190b193",
     "fsdp_tensor": "c14fc316d6a9ead8",
-    "sequence": "a7fcff8962d3557e",
+    "sequence": "c4ef798b92cda658",
     "train 1": "8222a42a0f82d3ed",
     "train 2": "880165ac48499bd3",
 }
