@@ -1,11 +1,11 @@
-"""Measurements: python -m launch.bench infer|throughput [flags] (see bench/infer.py, bench/throughput.py)"""
+"""Measurements: python -m launch.bench infer|throughput|sharding [flags] (see the file of that name in bench)"""
 
 import importlib
 import sys
 
 from launch import cli
 
-KINDS = ("infer", "throughput")
+KINDS = ("infer", "throughput", "sharding")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in KINDS:
