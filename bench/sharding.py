@@ -169,8 +169,8 @@ def network(report: dict) -> float:
 INTRODUCTION = f"""
 The same model with one to four passes over each layer, over 8, 64 and 256 chips (TPU v5p), planned by `launch.plan`
 without any of them: {ROWS["train"]} rows of {LENGTH:,} tokens a chip in training (AdamW in float32, computed in
-bfloat16, layers recomputed), {ROWS["prefill"]} row a chip for prompts, one picture each. Times go from "all that is sent
-overlaps with computing" to "nothing does"; the best mesh by the latter is bold. `python -m launch.bench sharding` makes
-this page anew, and the command over each table prints all there is to know of a strategy.
+bfloat16, layers recomputed), {ROWS["prefill"]} row a chip for prompts, one picture each. Times go from "all that is
+sent overlaps with computing" to "nothing does"; the best mesh by the latter is bold. `python -m launch.bench sharding`
+makes this page anew, and the command over each table prints all there is to know of a strategy.
 """
 FINDINGS = ""
