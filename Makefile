@@ -8,7 +8,7 @@ START := $(shell date +%s)
 # XLA runs programs this small on one core. Two devices, over which the batch is split as over any others, use two.
 export JAX_NUM_CPU_DEVICES ?= 2
 
-.PHONY: help quickstart smoke test proof lint clean
+.PHONY: help quickstart smoke test proof targets lint clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,12 +32,17 @@ test: $(INSTALLED) ## run the tests
 proof: $(INSTALLED) ## run the tests that take minutes: every sharding against one device, several processes
 	$(RUN) -m pytest -n 2 --no-loadscope-reorder -m slow
 
+targets: $(INSTALLED) ## compile a tiny model for TPU and GPU, by their compilers, which go into .targets (1.1 GB)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target=.targets \
+	  -r requirements-tpu.txt -r requirements-gpu.txt
+	PYTHONPATH=.targets $(RUN) -m pytest tests/test_verdict.py -m slow
+
 lint: $(INSTALLED) ## check style and formatting
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+clean: ## remove .venv, .targets and caches; runs/ stays
+	rm -rf $(VENV) .targets build dist *.egg-info .pytest_cache .ruff_cache
 
 # One environment for everything, made again only when a requirement changes.
 $(INSTALLED): requirements.txt requirements-serve.txt requirements-dev.txt

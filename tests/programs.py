@@ -87,7 +87,7 @@ def _forker() -> tuple[subprocess.Popen, str]:
 
 def _environment(folder: str) -> dict[str, str]:
     return os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), f"{ROOT}/tests", os.environ.get("PYTHONPATH")])),
         "XLA_FLAGS": compile_fast.FLAGS,
         "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
