@@ -105,7 +105,7 @@ def page(tasks: list[str], known: dict[str, dict]) -> str:
             for chips in TARGETS:
                 parts += table(task, variant, chips, known)
     left_out = next(iter(known.values()))["left_out"]
-    return "\n\n".join([*parts, FINDINGS.strip(), f"All of it is {left_out}."]) + "\n"
+    return "\n\n".join([*parts, *findings(known), f"All of it is {left_out}."]) + "\n"
 
 
 def table(task: str, variant: str, chips: int, known: dict[str, dict]) -> list[str]:
@@ -133,7 +133,7 @@ def cell(report: dict | None, best: bool) -> str:
     """Milliseconds of a step, if all that is sent overlaps with computing and if nothing does."""
     if report is None:
         return "?"
-    text = f"{report['fastest'] * 1e3:.3g} to {report['slowest'] * 1e3:.3g} ms, MFU {report['mfu']:.0%}"
+    text = f"{report['fastest'] * 1e3:,.0f} to {report['slowest'] * 1e3:,.0f} ms, MFU {report['mfu']:.0%}"
     text += "" if report["fits"] else ", does not fit"
     return f"**{text}**" if best else text
 
@@ -173,4 +173,39 @@ bfloat16, layers recomputed), {ROWS["prefill"]} row a chip for prompts, one pict
 sent overlaps with computing" to "nothing does"; the best mesh by the latter is bold. `python -m launch.bench sharding`
 makes this page anew, and the command over each table prints all there is to know of a strategy.
 """
-FINDINGS = ""
+
+
+FINDINGS = """
+## What it shows
+
+**With the parameters cut (fsdp), passes cost no communication.** The 7B model sends {fsdp_sent} GiB a step with 1, 2, 3
+and 4 passes over 64 chips: a layer's weights are gathered once for all its passes, once more to recompute it, and the
+gradients of all passes are summed on the chip before they are reduced. So the time of the network falls against that of
+arithmetic: {fsdp_7b} (1.8B: {fsdp_1_8b}). With two passes, half the tokens a chip are enough for arithmetic to be the
+bound.
+
+**With the layers cut (tensor), every pass sends its activations**: {tensor_sent} GiB for the same, and the network's
+share stays where it was, {tensor_7b}. Traversal never speaks for tensor parallelism, and where one pass just still
+called for it, two may not. It remains what makes a model fit, or few rows fast.
+
+**Memory grows by {memory_1_8b} (1.8B) and {memory_7b} GiB (7B) a pass** at these rows: while a layer is recomputed,
+what its passes keep for the backward pass is there at once. Parameters, gradients and optimiser do not grow.
+"""
+
+
+def findings(known: dict[str, dict]) -> list[str]:
+    """What the numbers of training on 64 chips say; nothing where they are not known."""
+    values = {}
+    for kind, form in zip(("fsdp", "tensor"), MESHES, strict=True):
+        for variant in SIZES:
+            size = variant.removeprefix("trol_")
+            reports = [known.get(name("train", variant, 64, form.format(n=64, quarter=16), n)) for n in PASSES]
+            if None in reports:
+                return []
+            parts = [network(r) / r["seconds"]["arithmetic"] for r in reports]
+            values[f"{kind}_{size}"] = ", ".join(f"{part:.0%}" for part in parts)
+            values[f"{kind}_sent"] = ", ".join(f"{r['wire'] / 2**30:.0f}" for r in reports)
+            if kind == "fsdp":
+                peaks = [r["memory"]["peak"] / 2**30 for r in reports]
+                values[f"memory_{size}"] = f"{(peaks[-1] - peaks[0]) / (len(peaks) - 1):.1f}"
+    return [FINDINGS.strip().format(**values)]
