@@ -192,6 +192,7 @@ def test_bad_samples_fail_or_are_skipped_and_counted(root):
             next(packer)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_the_mixture_and_goes_on(root, tmp_path):
     data = MixtureOptions(
         root=str(root), parts=(("sharegpt4v_instruct", 1), ("mathinstruct", 2.0), ("gllava_qa", 1)), max_length=256,
@@ -218,6 +219,7 @@ def test_a_run_trains_on_the_mixture_and_goes_on(root, tmp_path):
     assert sum(shares) == pytest.approx(1, abs=1e-4) and min(shares) > 0 and lines[-1]["data/padding"] < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_loss_of_a_packed_row_is_the_sum_of_its_samples(family):
     """Lengths on both sides of where rotary factors change; two pictures, then none, then one."""
