@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import openpyxl
-
 from trol_jax.evals.evalai import normalize
 from trol_jax.evals.items import Item, Sample
 
@@ -61,6 +59,8 @@ def vizwiz(all_said: Sequence[Said], scoring: str) -> bytes:
 
 def table(rows: Sequence[Sequence[str | int | None]]) -> bytes:
     """A spreadsheet of one sheet. Texts stay texts, those that begin as a formula does too."""
+    import openpyxl  # brings NumPy, which scores do without
+
     book = openpyxl.Workbook()
     for i, row in enumerate(rows, start=1):
         for j, value in enumerate(row, start=1):
