@@ -2,7 +2,10 @@
 
 import json
 import os
+import pathlib
 import pickle
+import sys
+import types
 
 import pyarrow
 import pyarrow.parquet
@@ -157,6 +160,10 @@ def test_rows_become_samples(name, tmp_path):
 def test_the_table_is_that_of_the_original():
     assert len(SOURCES) == 11 and sum(spec.count for spec in SOURCES.values()) == 2_273_830
     assert len({spec.file for spec in SOURCES.values()}) == 11
+    table = (pathlib.Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8").splitlines()
+    for name, spec in SOURCES.items():
+        (line,) = [line for line in table if line.startswith(f"| {name} |")]
+        assert spec.file in line and f"{spec.count:,}" in line
 
 
 TEXT_AND_PICTURE = {"id": "1", "image": COCO, "conversations": BENCH}
@@ -273,3 +280,19 @@ def test_damaged_parquet_is_named(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
         parquet.ParquetRecords(path)
+
+
+def test_the_example_of_the_workspace_is_a_source(tmp_path, monkeypatch):
+    text = (pathlib.Path(__file__).parents[1] / "WORKSPACE.md").read_text(encoding="utf-8")
+    _, guide = text.split("### A training source, for example\n")
+    reader, spec, case = (block.split("\n```")[0] for block in guide.split("```python\n")[1:])
+    assert guide.count("\n") < 60
+    museum = types.ModuleType("trol_jax.data.sources.museum")
+    monkeypatch.setitem(sys.modules, museum.__name__, museum)
+    exec(reader, museum.__dict__)
+    rows, expected = eval(f"{{{case}\n}}", {"turns": turns})["museum"]
+    monkeypatch.setitem(SOURCES, "museum", eval(spec, {"Spec": Spec, "museum": museum}))
+    write(tmp_path, "museum", rows)
+    source = open_sources(tmp_path, ["museum"])["museum"]
+    assert [source[i] for i in range(len(source))] == [Sample("museum", *each) for each in expected]
+    assert pickle.loads(pickle.dumps(source))[0] == source[0] and source.records.total == 2

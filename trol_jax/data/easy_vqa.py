@@ -29,26 +29,29 @@ class EasyVQA:
 
     root: a folder with train/ and test/, each with questions.json (rows [question, answer, picture]) and
     images/<picture>.png; by default that of the installed package. Every row is checked here; UserError names it.
+    Rows of another task (`data.shapes`) have a fourth entry, the kind of question, and any answer; `upright` tells
+    that there are some, whose pictures must not be turned.
     """
 
     def __init__(self, split: str, root: str | os.PathLike | None = None):
         if split not in SPLITS:
             raise UserError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}")
-        folder = (_package_data() if root is None else pathlib.Path(root)) / split
+        folder = (package_data() if root is None else pathlib.Path(root)) / split
         file = folder / "questions.json"
         rows = _read(file)
         present = {path.name for path in (folder / "images").glob("*.png")}
         self._images = str(folder / "images")
-        self._rows: list[tuple[str, str, int]] = []
+        self._rows: list[tuple] = []  # as they were read
         pictures: dict[int, list[tuple[str, str]]] = {}
         for number, row in enumerate(rows):
             where = f"{file}, row {number}"
-            question, answer, picture = _check(row, where)
+            question, answer, picture, *_ = check_row(row, where)
             if f"{picture}.png" not in present:
                 raise UserError(f"{where}: the picture {self._path(picture)} is missing")
-            self._rows.append((question, answer, picture))
+            self._rows.append(tuple(row))
             pictures.setdefault(picture, []).append((question, answer))
         self._pictures = list(pictures.items())
+        self.upright = any(len(row) > 3 for row in self._rows)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -60,8 +63,9 @@ class EasyVQA:
     def questions(self) -> list[dict]:
         """One dict a question in file order: "id" (row number), "image" (path), "question", "answer", "kind"."""
         return [
-            {"id": i, "image": self._path(picture), "question": question, "answer": answer, "kind": kind_of(answer)}
-            for i, (question, answer, picture) in enumerate(self._rows)
+            {"id": i, "image": self._path(picture), "question": question, "answer": answer}
+            | {"kind": kind[0] if kind else kind_of(answer)}
+            for i, (question, answer, picture, *kind) in enumerate(self._rows)
         ]
 
     def fingerprint(self) -> str:
@@ -74,13 +78,13 @@ class EasyVQA:
 
     def texts(self) -> list[str]:
         """Everything that is asked and answered, for the training of a tokeniser."""
-        return [text for question, answer, _ in self._rows for text in (question, answer)]
+        return [text for question, answer, *_ in self._rows for text in (question, answer)]
 
     def _path(self, picture: int) -> str:
         return os.path.join(self._images, f"{picture}.png")
 
 
-def _package_data() -> pathlib.Path:
+def package_data() -> pathlib.Path:
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the package easy-vqa is not installed; run `pip install easy-vqa` or name a data folder")
@@ -101,10 +105,13 @@ def _read(file: pathlib.Path) -> list:
     return rows
 
 
-def _check(row, where: str) -> tuple[str, str, int]:
+def check_row(row, where: str) -> list:
     match row:
+        case [str(question), str(answer), int(picture), str(kind)] if not isinstance(picture, bool):
+            if question.strip() and answer.strip() and kind.strip():
+                return row
         case [str(question), str(answer), int(picture)] if question.strip() and not isinstance(picture, bool):
             if answer not in ANSWERS:
                 raise UserError(f"{where}: answer {answer!r} is none of {', '.join(ANSWERS)}")
-            return question, answer, picture
+            return row
     raise UserError(f"{where}: {json.dumps(row)[:80]} is not [question, answer, picture number]")

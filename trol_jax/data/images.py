@@ -1,15 +1,18 @@
 """Picture files to arrays, and those to what a vision tower takes."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trol_jax.errors import UserError
+from trol_jax.retry import retry
 
 MAX_PIXELS = 40_000_000
 ORIENTATION = 0x0112  # of EXIF; 5 to 8 stand for pictures that lie on a side
@@ -27,15 +30,18 @@ def load_image(source: str | os.PathLike | bytes | Image.Image) -> np.ndarray:
     if isinstance(source, Image.Image):
         with _explained(name):
             return _pixels(source, name)
-    with _opened(source, name) as image:
+    with _explained(name):
+        data = source if isinstance(source, bytes) else retry(Path(source).read_bytes)
+    with _opened(data, name) as image:
         return _pixels(image, name)
 
 
 @contextlib.contextmanager
 def _opened(source: str | os.PathLike | bytes, name: str):
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _explained(name), Image.open(file, formats=FORMATS) as image:
-        yield image
+    with _explained(name):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
 
 
 @contextlib.contextmanager
@@ -56,12 +62,39 @@ def _explained(name: str):
         raise UserError(f"{name} is a damaged picture: {error}") from error
 
 
-def upright_size(source: str | os.PathLike | bytes) -> tuple[int, int]:
-    """(height, width) of what `load_image` gives, from the header alone. Errors as there, but for damaged pixels."""
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """format: one of FORMATS, by content; height, width: of what `load_image` gives."""
+
+    format: str
+    height: int
+    width: int
+
+
+def read_header(source: str | os.PathLike | bytes) -> Header:
+    """What a picture says of itself before its pixels. Errors as of `load_image`, but for damaged pixels and size."""
     name = "the picture" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as image:
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        kind = "JPEG" if image.format == "MPO" else image.format  # several JPEGs, of which the first counts
+        return Header(kind, *((image.width, image.height) if turned else (image.height, image.width)))
+
+
+def try_to_decode(source: str | os.PathLike | bytes) -> None:
+    """UserError for a picture whose pixels are damaged. All bytes of a JPEG are read, an eighth of a side is made."""
+    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+    with _opened(source, name) as image:
+        check_pixels(image.height, image.width, name)
+        image.draft(None, (1, 1))
+        image.load()
+
+
+def upright_size(source: str | os.PathLike | bytes) -> tuple[int, int]:
+    """(height, width) of what `load_image` gives, from the header alone. Errors as there, but for damaged pixels."""
+    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+    header = read_header(source)
+    check_pixels(header.height, header.width, name)
+    return header.height, header.width
 
 
 def tiles_of(height: int, width: int, family: str, size: int, max_tiles: int) -> int:
@@ -153,9 +186,14 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, int]:
     return places, np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)).astype(np.int32), bits
 
 
+def check_pixels(height: int, width: int, name: str) -> None:
+    """UserError for a picture that is too large to be decoded."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller")
+
+
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    if image.width * image.height > MAX_PIXELS:  # the header is read, the pixels are not yet decoded
-        raise UserError(f"{name} is {image.width} x {image.height}, more than {MAX_PIXELS:,} pixels; make it smaller")
+    check_pixels(image.height, image.width, name)  # the header is read, the pixels are not yet decoded
     if image.mode == "F":
         raise UserError(f"{name} holds floating-point pixels, whose scale is not known; save it with 8 or 16 bits")
     image = ImageOps.exif_transpose(image)

@@ -32,6 +32,34 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldOut(Sequence):
+    """Every `nth` row of a source, from the first on."""
+
+    source: Sequence
+    nth: int
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.nth)
+
+    def __getitem__(self, index: int):
+        return self.source[range(0, len(self.source), self.nth)[index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest(Sequence):
+    """The rows that `HeldOut` leaves."""
+
+    source: Sequence
+    nth: int
+
+    def __len__(self) -> int:
+        return len(self.source) - len(HeldOut(self.source, self.nth))
+
+    def __getitem__(self, index: int):
+        return self.source[index + index // (self.nth - 1) + 1]
+
+
+@dataclasses.dataclass(frozen=True)
 class Order:
     """Permutations of range(length), one after the other: [i] for any i >= 0, each place computed by itself.
 

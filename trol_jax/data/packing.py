@@ -15,7 +15,7 @@ import numpy as np
 
 from trol_jax.data.encode import Encoded, SampleEncoder
 from trol_jax.data.images import load_image, prepare
-from trol_jax.data.mixture import Mixture, Part
+from trol_jax.data.mixture import HeldOut, Mixture, Part, Rest
 from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
@@ -35,15 +35,16 @@ class Rows:
     image_size: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureOptions:
-    root: str  # folder of the sources, in the layout of the original
+    root: str  # folder of the sources, in the layout of the original, or what launch.prepare_data made of it
     parts: tuple  # (name, repeat) of each source; () = all, once an epoch
     max_length: int  # tokens a row
     sample_length: int  # tokens of a sample; what is beyond is cut off
     row_tiles: int  # pictures (or tiles of them) a row
     max_tiles: int  # of a picture, in the family that cuts them into tiles; one more where there are several
     system: str  # system message; "" = none
+    held_out: int = 0  # of so many samples of a source one is never trained on, but measures the run; 0 = of none
     bad: str  # "fail" or "skip": what becomes of a sample that cannot be used
     threads: int  # that read and decode
 
@@ -58,23 +59,40 @@ def train_iterator(
     seed: int,
     shares: Sequence[Sequence[int]] = (),
     share: int = 0,
+    held_out: bool = False,
 ) -> "Packer":
-    """Batches of the published training data; see `pipeline.train_iterator`. UserError for options that cannot work."""
+    """Batches of the published training data, or of what is held out of it; see `pipeline.train_iterator`.
+
+    UserError for options that cannot work.
+    """
     for name in ("max_length", "sample_length", "row_tiles", "max_tiles", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"data.{name} is {getattr(options, name)}, must be at least 1")
+    if options.held_out < 0 or options.held_out == 1:
+        raise UserError(f"data.held_out is {options.held_out}, must be 0 or at least 2")
     if options.bad not in ("fail", "skip"):
         raise UserError(f"data.bad is {options.bad!r}, must be fail or skip")
     if options.sample_length > options.max_length:
         raise UserError(f"data.sample_length {options.sample_length} is more than data.max_length {options.max_length}")
     parts = [Part(name, repeat=float(repeat)) for name, repeat in options.parts or ((name, 1) for name in SOURCES)]
-    samples = Mixture(open_sources(options.root, [part.source for part in parts]), parts, seed)
+    sources = _sources(options.root, [part.source for part in parts])
+    if options.held_out:
+        part = HeldOut if held_out else Rest
+        sources = {name: part(source, options.held_out) for name, source in sources.items()}
+    samples = Mixture(sources, parts, seed)
     encode = SampleEncoder(
         os.path.abspath(options.root), tokenizer, image_size, image_tokens,
         options.max_tiles, options.sample_length, options.system,
     )  # fmt: skip
     shape = Rows(batch_size, options.max_length, options.row_tiles, image_size)
     return Packer(samples, encode, shape, bad=options.bad, shares=shares, share=share, threads=options.threads)
+
+
+def _sources(root: str, names: Sequence[str]) -> dict[str, Sequence]:
+    from trol_jax.data import prepared  # array_record, which other data does not need
+
+    folder = prepared.find(root)
+    return open_sources(root, names) if folder is None else prepared.open_prepared(folder, names)
 
 
 class Packer:

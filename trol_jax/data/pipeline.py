@@ -5,7 +5,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -23,6 +23,7 @@ AUGMENTATIONS = {
     "vflip": lambda image, rng: image[::-1] if rng.random() < 0.5 else image,
     "rot90": lambda image, rng: np.rot90(image, rng.integers(4)),
 }
+DEATHS = 3  # of worker processes, after which a run ends
 CACHE_BYTES = 128 << 20  # of decoded pictures, in each process; all of easy-vqa at 64 pixels is 49 MB
 
 
@@ -75,15 +76,50 @@ def train_iterator(
         if not flags.FLAGS.is_parsed():  # grain's processes read absl flags, which a caller without absl never parsed
             flags.FLAGS.mark_as_parsed()
         processes = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=2)
-    return iter(
-        ElasticIterator(
-            dataset,
-            batch_size,
-            grain.sharding.ShardOptions(share, max(1, len(shares))),
-            read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
-            multiprocessing_options=processes,
+
+    def make():
+        return iter(
+            ElasticIterator(
+                dataset,
+                batch_size,
+                grain.sharding.ShardOptions(share, max(1, len(shares))),
+                read_options=grain.ReadOptions(num_threads=1, prefetch_buffer_size=4),
+                multiprocessing_options=processes,
+            )
         )
-    )
+
+    return Restarting(make) if options.workers else make()
+
+
+class Restarting:
+    """An iterator that is made anew where it was when one of its processes dies, killed for its memory, say."""
+
+    def __init__(self, make: Callable):
+        self.make, self.inner, self.deaths = make, make(), 0
+        self.get_state = lambda: self.inner.get_state()
+        self.set_state = lambda state: self.inner.set_state(state)
+        self.close = lambda: self.inner.close()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        state = self.inner.get_state()
+        while True:
+            try:
+                return next(self.inner)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                self.deaths += 1
+                if self.deaths > DEATHS:
+                    raise UserError(
+                        f"a process that reads data died for the {self.deaths}th time ({error}); "
+                        f"memory may be short: lower config.data.workers, then start again"
+                    ) from error
+            self.inner.close()
+            self.inner = self.make()
+            self.inner.set_state(state)
 
 
 class Shares:
@@ -178,6 +214,8 @@ def _check(source, options: DataOptions, batch_size: int) -> None:
             raise UserError(f"data.{name} is {getattr(options, name)}, must be at least {least}")
     if unknown := [name for name in options.augment if name not in AUGMENTATIONS]:
         raise UserError(f"data.augment: {unknown[0]!r} is not known; choose from {', '.join(AUGMENTATIONS)}")
+    if options.augment and getattr(source, "upright", False):
+        raise UserError("data.augment turns left into right, and the answers would be wrong; set it to ()")
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
     if not len(source):

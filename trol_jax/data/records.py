@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from trol_jax.data.index import row_index, stamp
 from trol_jax.errors import UserError
+from trol_jax.retry import retry
 
 
 class JsonRecords:
@@ -32,7 +33,7 @@ class JsonRecords:
     def __getitem__(self, index: int) -> tuple[int, dict]:
         descriptor, rows = self._open
         start, size, number = rows[check_index(index, self._length)].tolist()
-        data = os.pread(descriptor, size, start)
+        data = retry(os.pread, descriptor, size, start)
         try:
             row = json.loads(data.decode())
         except (ValueError, RecursionError) as error:

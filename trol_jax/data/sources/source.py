@@ -41,6 +41,10 @@ class Source:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.read(index)[1]
+
+    def read(self, index: int) -> tuple[int, Sample]:
+        """(number of the row in the file, the sample)."""
         number, row = self.records[index]
         try:
             sample = self.spec.read(row, self.spec.name, number)
@@ -49,7 +53,7 @@ class Source:
                     resolve(self.root, picture)
         except UserError as error:
             raise UserError(f"{self.records.path}, row {number} of {self.spec.name}: {error}") from None
-        return sample
+        return number, sample
 
     def __repr__(self) -> str:
         return f"Source({self.spec.name}, {len(self):,} samples)"

@@ -1,0 +1,229 @@
+"""Checking the training data: each kind of damage is found and named, and work that was stopped goes on."""
+
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from programs import Program, launch
+from test_images import encoded, huge_png
+from trol_jax.data import check, check_report, check_run
+from trol_jax.data.check import ERROR, KINDS, WARNING, Findings, Rules
+from trol_jax.data.demo import write_demo
+from trol_jax.data.prompts import FORMATS
+from trol_jax.data.sources import SOURCES, open_sources
+from trol_jax.data.tokenizer import train_tokenizer
+from trol_jax.errors import UserError
+
+NAME = "sharegpt4v_instruct"
+ASK, ANSWER = ("human", "<image>\nWhat?"), ("gpt", "A shape.")
+PICTURE = encoded(Image.new("RGB", (32, 24), (9, 90, 200)), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo") / "root")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with pictures, good and bad, and a function that writes rows there."""
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    for name, content in {
+        "good.jpg": PICTURE, "gif.jpg": encoded(Image.new("L", (32, 24)), "GIF"), "text.png": b"hello",
+        "huge.png": huge_png(10_000, 10_000), "strip.png": encoded(Image.new("L", (900, 12))),
+        "dot.png": encoded(Image.new("L", (2, 2))), "cut.jpg": encoded(noise, "JPEG")[:1500],
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def write(root, rows):
+    (root / SOURCES[NAME].file).write_text(json.dumps(rows))
+
+
+def row(*turns, image="good.jpg", identity="1"):
+    conversation = [{"from": role, "value": text} for role, text in turns or (ASK, ANSWER)]
+    return {"id": identity, "conversations": conversation} | ({"image": image} if image else {})
+
+
+def found(root, **options):
+    rules = Rules(**{key: options.pop(key) for key in ("pictures", "max_length", "tokenizer") if key in options})
+    return check_run.check(root, [NAME], rules, **options)[0].found
+
+
+BAD = {
+    "row": [row(image="../../etc/passwd"), {"id": "1"}, row(("robot", "hi"))],
+    "roles": [row(ANSWER, ASK), row(ASK, ("human", "?"), ANSWER, ANSWER), row(ASK, ANSWER, ANSWER)],
+    "marks": [row(image=None), row(("human", "What?"), ANSWER), row(image=["good.jpg", "good.jpg"])],
+    "empty answer": [row(ASK, ("gpt", " \n")), row(ASK, ANSWER, ("human", "?"), ("gpt", "")), row(ASK)],
+    "picture missing": [row(image="none.jpg")],
+    "picture unreadable": [row(image="text.png"), row(image="huge.png")],
+    "open end": [row(ASK, ANSWER, ("human", "And?"))],
+    "mark in answer": [row(ASK, ("gpt", "See <image>."))],
+    "special token": [row(ASK, ("gpt", "a </s> b")), row(("human", "<image>[UNUSED_TOKEN_146]user"), ANSWER)],
+    "too long": [row(ASK, ("gpt", "x" * 8192))],
+    "extension": [row(image="gif.jpg")],
+    "picture size": [row(image="strip.png"), row(image="dot.png")],
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_every_kind_of_damage_is_found_and_named(root, kind):
+    write(root, [row(identity="good"), *(bad | {"id": f"bad {n}"} for n, bad in enumerate(BAD[kind]))])
+    here = found(root)
+    assert here.problems[kind] == len(BAD[kind]) == len(here.examples[kind])
+    other = {"open end"} if kind in ("roles", "empty answer") else set()
+    assert set(here.problems) - other == {kind, "count"}
+    if kind != "row":
+        assert [each[:2] for each in here.examples[kind]] == [[n + 1, f"bad {n}"] for n in range(len(BAD[kind]))]
+    else:
+        assert "row 1 of" in here.examples[kind][0][2] and "not one below the root" in here.examples[kind][0][2]
+
+
+def test_every_kind_has_a_test():
+    assert set(KINDS) == {*BAD, "file", "count", "duplicate id"}
+    assert all(level in (ERROR, WARNING) for level, _ in KINDS.values())
+
+
+def test_duplicate_ids_are_found_across_blocks(root, monkeypatch):
+    monkeypatch.setattr(check_run, "BLOCK", 2)
+    write(root, [row(identity=identity) for identity in "abcabab"])
+    here = found(root)
+    assert here.problems["duplicate id"] == 4
+    assert [each[:2] for each in here.examples["duplicate id"]] == [[3, "a"], [4, "b"], [5, "a"]]
+
+
+def test_damaged_pixels_are_found_by_decoding(root):
+    write(root, [row(), row(image="cut.jpg")])
+    assert "picture unreadable" not in found(root).problems
+    assert found(root, pictures="decode").problems["picture unreadable"] == 1
+    assert not found(root, pictures="none").formats
+
+
+def test_lengths_may_be_those_of_a_tokeniser(root, tmp_path):
+    tokenizer = train_tokenizer(["What?", "A shape."], FORMATS["phi3"])
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer.dump())
+    write(root, [row()])
+    exact = len(tokenizer.encode(ASK[1], specials=False)) + len(tokenizer.encode(ANSWER[1]))
+    path = str(tmp_path / "tokenizer.json")
+    assert "too long" not in found(root, tokenizer=path, max_length=exact).problems
+    assert found(root, tokenizer=path, max_length=exact - 1).examples["too long"][0][2] == f"{exact} tokens"
+
+
+def test_a_file_that_is_missing_or_cut_does_not_end_the_check(root):
+    (root / SOURCES["mathinstruct"].file).write_text("[{}")
+    write(root, [row()])
+    reports = check_run.check(root, ["mathinstruct", NAME, "docreason"], Rules())
+    assert [report.found.problems["file"] for report in reports] == [1, 0, 1]
+    assert "does not exist" in reports[2].found.examples["file"][0][2]
+    assert "ends" in reports[0].found.examples["file"][0][2]
+
+
+def test_a_stopped_check_goes_on_and_a_change_is_seen(root, monkeypatch):
+    monkeypatch.setattr(check_run, "BLOCK", 2)
+    looked, stop = [], 3
+
+    def look(folder, name, indexes, rules):
+        if len(looked) == stop:
+            raise KeyboardInterrupt
+        looked.append(list(indexes))
+        return check.check_rows(folder, name, indexes, rules)
+
+    monkeypatch.setattr(check_run, "check_rows", look)
+    journal = str(root / "journal.jsonl")
+    rows = [row(identity=str(n)) for n in range(9)]
+    write(root, [*rows, row(image="later.jpg", identity="9")])
+    with pytest.raises(KeyboardInterrupt):
+        found(root, journal=journal)
+    with open(journal, "a") as file:
+        file.write('{"id": "half')
+    looked, stop = [], 10
+    first = found(root, journal=journal)
+    assert looked == [[6, 7], [8, 9]] and first.rows == 10 and first.problems["picture missing"] == 1
+    looked = []
+    (root / "later.jpg").write_bytes(PICTURE)
+    again = found(root, journal=journal)
+    assert looked == [[8, 9]] and again.rows == 10 and not again.problems["picture missing"]
+    looked = []
+    found(root, journal=journal, max_length=100)
+    assert len(looked) == 5  # other rules
+    write(root, [*rows, row(identity="8")])
+    looked = []
+    assert found(root, journal=journal, max_length=100).problems["duplicate id"] == 1
+    assert len(looked) == 5  # another file
+
+
+def test_findings_survive_json(root):
+    write(root, [row(), row(image="gif.jpg")])
+    here = found(root)
+    back = Findings.from_json(json.loads(json.dumps(here.to_json())))
+    assert back.ids.tolist() == here.ids.tolist()
+    assert vars(back) | {"ids": 0} == vars(here) | {"ids": 0}
+
+
+def test_a_sample_is_drawn_and_the_same_again(root):
+    write(root, [row(image="none.jpg", identity=str(n)) for n in range(100)])
+    some = found(root, sample=5)
+    assert some.rows == some.problems["picture missing"] == 5
+    assert found(root, sample=5).examples == some.examples != found(root, sample=5, seed=1).examples
+    assert found(root, sample=100).rows == found(root, sample=101).rows == 100
+
+
+def test_the_miniature_has_no_errors_and_a_page(demo):
+    reports = check_run.check(demo, list(SOURCES), Rules(pictures="decode"))
+    assert sum(report.found.count(ERROR) for report in reports) == 0
+    assert [report.rows for report in reports] == [len(source) for source in open_sources(demo).values()]
+    instruct = check_report.to_json(reports)["sharegpt4v_instruct"]
+    assert instruct["formats"] == {"GIF": 1, "JPEG": 9, "PNG": 1}
+    assert instruct["problems"]["extension"]["examples"][0][2].endswith("is a GIF")
+    page = check_report.page(reports[:3], check_run.first_samples(demo, reports), demo)
+    assert page.count('alt="histograms"') == 3 and page.count('alt="picture"') == 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert check_report.table(reports).splitlines()[12].split() == ["all", "61", "2,273,830", "61", "45", "0", "12"]
+
+
+def test_what_data_say_is_text_on_the_page(root):
+    write(root, [row(("human", "<image><script>alert(1)</script>"), ("gpt", "</s><b>\ud800"), identity="<i>")])
+    reports = check_run.check(root, [NAME], Rules())
+    page = check_report.page(reports, check_run.first_samples(root, reports), str(root))
+    assert "<script>" not in page and "&lt;script&gt;" in page and "<i>" not in page
+
+
+def test_the_program_tells_by_its_status(root, demo, tmp_path):
+    folder = shutil.copytree(demo, tmp_path / "copy")
+    files = f"--json={tmp_path}/found.json", f"--html={tmp_path}/found.html"
+    good = Program(
+        launch("check_data"), f"--root={folder}", "--sources=mathvision,allava_text", "--processes=1", *files
+    )
+    strict = Program(launch("check_data"), f"--root={demo}", "--processes=1", "--strict", "--journal=", "--sample=2")
+    write(root, [row(image="none.jpg")])
+    bad = Program(launch("check_data"), f"--root={root}", "--sources=" + NAME, "--processes=1")
+    wrong = Program(launch("check_data"), f"--root={root}", "--sources=coco")
+    none = Program(launch("check_data"), f"--root={root}/none")
+    status, out, _ = good.wait()
+    assert status == 0 and out.splitlines()[3].split()[:3] == ["all", "7", "146,040"]
+    assert json.loads((tmp_path / "found.json").read_text())["mathvision"]["rows"] == 3
+    assert (tmp_path / "found.html").read_text().startswith("<!doctype html>")
+    assert os.path.exists(folder / "check_data.jsonl") and not os.path.exists(f"{demo}/check_data.jsonl")
+    assert strict.wait()[0] == 1
+    status, out, _ = bad.wait()
+    assert status == 1 and "1 x picture missing (error)" in out and "row 0, id 1: none.jpg" in out
+    status, _, err = wrong.wait()
+    assert status == 2 and err.startswith("error: --sources: 'coco' is no source")
+    assert none.wait()[0] == 2
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same(demo, monkeypatch):
+    monkeypatch.setattr(check_run, "BLOCK", 3)
+    one, two = (check_run.check(demo, list(SOURCES), Rules(), processes=count) for count in (1, 2))
+    assert check_report.to_json(one) == check_report.to_json(two)
+
+
+def test_rules_that_cannot_be_read_are_told(root):
+    write(root, [row()])
+    with pytest.raises(UserError, match="does not exist"):
+        found(root, tokenizer=str(root / "none.json"))
