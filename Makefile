@@ -8,7 +8,7 @@ START := $(shell date +%s)
 # XLA runs programs this small on one core. Two devices, over which the batch is split as over any others, use two.
 export JAX_NUM_CPU_DEVICES ?= 2
 
-.PHONY: help quickstart smoke test proof targets lint clean
+.PHONY: help quickstart recipe smoke test proof targets lint clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -18,6 +18,20 @@ quickstart: $(INSTALLED) ## train a small TroL on real pictures, measure it and 
 	$(RUN) -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 	$(RUN) -m launch.evaluate --checkpoint=runs/quickstart
 	@echo "make quickstart: $$(($$(date +%s) - $(START))) s in all; results are in runs/quickstart (to start anew, remove runs)"
+
+recipe: $(INSTALLED) ## the recipe's two steps, small: base, projector and gates, QLoRA, export; with a table
+	$(RUN) -m launch.train --config=configs/quickstart.py:tower --workdir=runs/tower
+	$(RUN) -m launch.train --config=configs/tiny_recipe.py:base --workdir=runs/recipe/base
+	$(RUN) -m launch.train --config=configs/tiny_recipe.py:step1 --workdir=runs/recipe/step1
+	test -d runs/recipe/step1_whole || $(RUN) -m launch.merge --checkpoint=runs/recipe/step1 --dst=runs/recipe/step1_whole
+	$(RUN) -m launch.train --config=configs/tiny_recipe.py:step2 --workdir=runs/recipe/step2
+	test -d runs/recipe/step2_whole || $(RUN) -m launch.merge --checkpoint=runs/recipe/step2 --dst=runs/recipe/step2_whole
+	test -d runs/recipe/released || $(RUN) -m launch.convert --to=hf --src=runs/recipe/step2_whole --dst=runs/recipe/released
+	test -d runs/recipe/again || $(RUN) -m launch.convert --to=jax --src=runs/recipe/released --dst=runs/recipe/again
+	for run in base step1_whole step2_whole again; do \
+	  $(RUN) -m launch.evaluate --checkpoint=runs/recipe/$$run --system= || exit; done
+	$(RUN) -m launch.bench recipe --dir=runs/recipe
+	@echo "make recipe: $$(($$(date +%s) - $(START))) s in all; results are in runs/recipe (to start anew, remove it)"
 
 smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is removed afterwards
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \

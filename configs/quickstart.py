@@ -10,6 +10,8 @@ few steps.
 
 import ml_collections
 
+from configs.traversal import as_released
+
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     chosen = arg.split(",") if arg else []
@@ -30,11 +32,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.checkpoint_every = 500
     config.keep = 2
     config.log_every = 10
+    config.wandb = ""
+    config.z_loss = 0.0
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.every = 0
+    config.evaluation.rows = 0
+    config.evaluation.benchmarks = ()
+    config.evaluation.root = ""
+    config.evaluation.limit = 0
+    config.evaluation.best = ""
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = "tiny_phi3"
     config.model.shared_gate = True
     config.model.passes = 2
+    config.model.traversal = as_released()
 
     config.data = ml_collections.ConfigDict()
     config.data.root = ""
@@ -58,6 +71,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.clip = 1.0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
+    config.optimizer.rates = ()
+    config.optimizer.skips = 0
+    config.optimizer.skip_norm = 0.0
 
     if "tower" in chosen:
         config.objective = "words"

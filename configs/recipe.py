@@ -10,6 +10,8 @@ clipped at 1; the pairs are beside all five kernels of a layer; the partial LoRA
 
 import ml_collections
 
+from configs.traversal import as_released
+
 HEADS = (r"projector/.*|decoder/gate_.*", "train")
 KERNELS = r"decoder/layers/block/.*/kernel"
 LANGUAGE_MODEL = r"decoder/(?!.*lora_[ab]$).*"
@@ -36,11 +38,22 @@ def recipe(variant: str, quantised: str, arg: str) -> ml_collections.ConfigDict:
     config.checkpoint_every = 100
     config.keep = 3
     config.log_every = 10
+    config.wandb = ""
+    config.z_loss = 0.0
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.every = 0
+    config.evaluation.rows = 0
+    config.evaluation.benchmarks = ()
+    config.evaluation.root = ""
+    config.evaluation.limit = 0
+    config.evaluation.best = ""
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = variant
     config.model.shared_gate = True  # as released; the paper has one a layer
     config.model.passes = 2
+    config.model.traversal = as_released()
 
     config.data = ml_collections.ConfigDict()
     config.data.type = "MixtureOptions"
@@ -54,6 +67,7 @@ def recipe(variant: str, quantised: str, arg: str) -> ml_collections.ConfigDict:
         "You are AI model created by Byung-Kwan Lee, Ph.D. candidate, KAIST EE, of which AI model name is TroL "
         "(Traversal of Layers). You must give helpful, detailed, and polite answers to the user's questions"
     )
+    config.data.held_out = 0
     config.data.bad = "skip"
     config.data.threads = 8
 
@@ -75,4 +89,7 @@ def recipe(variant: str, quantised: str, arg: str) -> ml_collections.ConfigDict:
     config.optimizer.clip = 1.0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
+    config.optimizer.rates = ()
+    config.optimizer.skips = 10
+    config.optimizer.skip_norm = 0.0
     return config

@@ -13,8 +13,11 @@ from absl import app, flags, logging
 REQUIRED = []  # flags that may not be empty either
 
 
-def run(main, required: list[str]) -> None:
-    """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2."""
+def run(main, required: list[str], arguments: bool = False) -> None:
+    """absl's app.run, with bad input (flags, config keys, UserError) reported in one line and exit status 2.
+
+    arguments: whether the program takes any beside flags.
+    """
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
     for name, mode, errors in (
         ("stdin", "r", "surrogateescape"),
@@ -26,7 +29,7 @@ def run(main, required: list[str]) -> None:
         getattr(sys, name).reconfigure(errors=errors)
     flags.mark_flags_as_required(required)
     REQUIRED.extend(required)
-    app.run(lambda argv: guarded(main, argv), flags_parser=parse)
+    app.run(lambda argv: guarded(main, argv, arguments), flags_parser=parse)
 
 
 def keep_compiled() -> None:
@@ -57,16 +60,16 @@ def parse(argv):
         fail(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError is quoted
 
 
-def guarded(main, argv):
+def guarded(main, argv, arguments: bool):
     from trol_jax import checkpoint, errors  # noqa: F401  (nothing is to be cleaned up yet if a signal ends the import)
 
     listen()
-    if len(argv) > 1:
+    if len(argv) > 1 and not arguments:
         fail(f"unexpected arguments {' '.join(argv[1:])}: flags are written --name=value")
     try:
         main(argv)
     except errors.UserError as error:
-        fail(error)
+        fail(error, error.status)
     except BrokenPipeError:
         gone()
     except KeyboardInterrupt as error:

@@ -8,6 +8,14 @@ WEIGHTS = flags.DEFINE_enum(
 CACHE = flags.DEFINE_enum(
     "cache", None, ["float32", "bfloat16", "int8"], "Keys and values; by default what is computed in."
 )
+TRAVERSAL = flags.DEFINE_string(
+    "traversal",
+    None,
+    "Answer by other options than the model was trained with, as answer_passes=1; see trol_jax/ops/traversal.py.",
+)
+SYSTEM = flags.DEFINE_string(
+    "system", None, "Message before the question; by default that of training, of a converted model the original's."
+)
 MESH = flags.DEFINE_string(
     "mesh", None, "Devices by axis, as data=2,tensor=-1 (-1 = the rest); by default the first device alone."
 )
@@ -18,7 +26,7 @@ RULES = flags.DEFINE_string(
 
 def options() -> dict[str, str | None]:
     """For `Answerer.load`: what changes answers."""
-    return {"weight_kind": WEIGHTS.value, "cache": CACHE.value}
+    return {"weight_kind": WEIGHTS.value, "cache": CACHE.value, "traversal": TRAVERSAL.value, "system": SYSTEM.value}
 
 
 def layout():

@@ -1,5 +1,7 @@
 """Train: python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.steps=100]"""
 
+import sys
+
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -8,15 +10,33 @@ from launch import cli, processes
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(), and :argument for it.", lock_config=True
 )
+PROFILE_STEPS = flags.DEFINE_list(
+    "profile_steps", [], "First and last step whose times are recorded, into profile/ of the run, as 10,12."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, tokeniser.")
 
 
 def main(_):
+    from trol_jax.errors import STOPPED
     from trol_jax.train import config, loop
 
+    steps = profile_steps()
     processes.connect()
     raw = CONFIG.value
-    loop.train(config.from_dict(raw.to_dict() if isinstance(raw, ConfigDict) else raw), WORKDIR.value)
+    settings = config.from_dict(raw.to_dict() if isinstance(raw, ConfigDict) else raw)
+    if loop.train(settings, WORKDIR.value, steps) < settings.steps:
+        sys.exit(STOPPED)
+
+
+def profile_steps() -> tuple[int, ...]:
+    from trol_jax.errors import UserError
+
+    given = PROFILE_STEPS.value
+    if given and not (
+        len(given) == 2 and all(each.isdecimal() for each in given) and 0 < int(given[0]) <= int(given[1])
+    ):
+        raise UserError(f"--profile_steps={','.join(given)}: give the first and the last step, as 10,12")
+    return tuple(map(int, given))
 
 
 if __name__ == "__main__":

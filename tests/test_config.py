@@ -12,14 +12,15 @@ from trol_jax import typed
 from trol_jax.data.sources import SOURCES
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL, abstract_params
-from trol_jax.models.variants import get_variant
+from trol_jax.models.variants import ModelConfig, get_variant
+from trol_jax.ops.traversal import MIXES
 from trol_jax.train import config as config_lib
 from trol_jax.train import parameters
 
 RECIPES = [
     (f"trol_{size}", step) for size in ("1_8b", "3_8b", "7b") for step in ("step1", "step2", "step2,lora", "step2,full")
 ]
-CONFIGS = [("quickstart", ""), *RECIPES]
+CONFIGS = [("quickstart", ""), *(("tiny_recipe", stage) for stage in ("base", "step1", "step2")), *RECIPES]
 
 
 def values(name="quickstart", argument=""):
@@ -27,7 +28,7 @@ def values(name="quickstart", argument=""):
 
 
 def test_every_config_file_is_tested():
-    files = {path.stem for path in pathlib.Path("configs").glob("*.py")} - {"__init__", "recipe"}
+    files = {path.stem for path in pathlib.Path("configs").glob("*.py")} - {"__init__", "recipe", "traversal"}
     assert files == {name for name, _ in CONFIGS}
 
 
@@ -57,6 +58,35 @@ def test_every_config_file_gives_every_setting_and_no_other(name, argument):
     assert config_lib.from_dict(json.loads(json.dumps(typed.to_dict(config)))) == config
 
 
+STUDIES = sorted(path.stem for path in pathlib.Path("configs/studies").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_of_a_study_is_a_run(name):
+    module = importlib.import_module(f"configs.studies.{name}")
+    towers = {}
+    for row in module.ROWS:
+        config, tower, shapes = (
+            config_lib.from_dict(module.get_config(f"{row}{words}").to_dict()) for words in ("", ",tower", ",shapes")
+        )
+        assert tower.model == shapes.model == config.model and not tower.start_from
+        assert (shapes.data.root, shapes.start_from) == ("data/shapes", f"{config.start_from}_shapes")
+        # Rows that start from the same run have parameters of the same shapes.
+        gates = config.model.shared_gate, config.model.traversal.gate, config.model.traversal.gates
+        assert towers.setdefault(config.start_from, (config.model.variant, gates)) == (config.model.variant, gates)
+    first = next(iter(module.ROWS))
+    assert module.get_config() == module.get_config(first)
+    with pytest.raises(ValueError, match=f"choose one of {first}, "):
+        module.get_config(f"{first},tiny")
+
+
+def test_the_studies_of_the_paper_have_their_files():
+    tables = {f"table{number}" for number in range(5, 11)}
+    assert set(STUDIES) == tables | {"mixing", "gates", "tokens", "layers", "passes"}
+    mixes = {importlib.import_module("configs.studies.mixing").get_config(row).model.traversal.mix for row in MIXES}
+    assert mixes == set(MIXES)
+
+
 @pytest.mark.parametrize(("argument", "smoke"), [("", "smoke"), ("tower", "tower,smoke")])
 def test_smoke_is_the_quickstart_with_fewer_steps(argument, smoke):
     whole, smoke = values(argument=argument), values(argument=smoke)
@@ -80,9 +110,12 @@ def test_the_quickstart_starts_from_its_tower():
         ("steps", 1.5, r"config\.steps is 1\.5, must be of type int"),
         ("seed", True, r"config\.seed is True, must be of type int"),
         ("steps", 0, r"config\.steps is 0, must be at least 1"),
-        ("objective", "word", r"config\.objective is 'word', must be one of answers, words"),
+        ("objective", "word", r"config\.objective is 'word', must be one of answers, text, words"),
         ("dtype", "float16", r"config\.dtype is 'float16', must be one of float32, bfloat16"),
         ("remat", "all", r"config\.remat is 'all', must be one of none, layer, dots"),
+        ("model.traversal.mix", "sum", r"config\.model\.traversal\.mix is 'sum', must be one of gate, first"),
+        ("model.traversal.layers", "first 4", r"config\.model\.traversal\.layers is 'first 4', must be all, 'first 2'"),
+        ("model.traversal.decode", "no", r"config\.model\.traversal\.decode is 'no', must be of type bool"),
         ("model.passes", 0, r"config\.model\.passes is 0"),
         ("seed", -1, r"config\.seed is -1, must be at least 0"),
         (
@@ -116,6 +149,26 @@ def test_missing_settings_are_named():
     del raw["seed"], raw["keep"]
     with pytest.raises(UserError, match="config lacks the settings seed, keep"):
         config_lib.from_dict(raw)
+
+
+def test_settings_from_before_a_setting_was_there_are_read():
+    raw = values()
+    del raw["z_loss"], raw["evaluation"]["best"], raw["optimizer"]["rates"]
+    del raw["model"]["traversal"]
+    config = config_lib.from_dict(raw, old=True)
+    assert config.model == config_lib.from_dict(values()).model and (
+        config.z_loss,
+        config.evaluation.best,
+        config.optimizer.rates,
+    ) == (0.0, "", ())
+    with pytest.raises(UserError, match="config lacks the settings z_loss"):
+        config_lib.from_dict(raw)
+    del raw["seed"]
+    with pytest.raises(UserError, match="config lacks the settings seed"):
+        config_lib.from_dict(raw, old=True)
+    model = typed.to_dict(get_variant("trol_7b"))
+    del model["traversal"]
+    assert typed.from_dict(model, ModelConfig, "model", old=True) == get_variant("trol_7b")
 
 
 def test_differences_leave_out_how_a_run_is_watched():

@@ -18,7 +18,7 @@ from programs import Program
 from test_sharding import assert_same_run
 from test_train import error_line, given, steps_logged
 from trol_jax import checkpoint
-from trol_jax.errors import UserError
+from trol_jax.errors import STOPPED, UserError
 from trol_jax.sharding import hosts
 from trol_jax.sharding.mesh import make_mesh
 
@@ -72,7 +72,7 @@ def test_processes_come_and_go_and_the_run_is_the_same(tmp_path):
     wait_for(four, run, 12)
     four[2].send_signal(signal.SIGTERM)
     ended = [each.wait(60) for each in four]
-    assert [status for status, _, _ in ended] == [0] * 4, ended
+    assert [status for status, _, _ in ended] == [STOPPED] * 4, ended
     assert [out.count("stopped by SIGTERM after step") for _, out, _ in ended] == [1, 0, 0, 0]
     assert 12 <= checkpoint.steps_in(run / "checkpoints")[-1] < STEPS
 

@@ -1,11 +1,13 @@
 """Training from the command line: it goes on where it was killed, to the bit, and says what is wrong in one line."""
 
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,8 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import programs
 from programs import Program
+from test_ask import root  # noqa: F401
 from trol_jax import checkpoint, manifest
-from trol_jax.errors import UserError
+from trol_jax.errors import STOPPED, UserError
 from trol_jax.train.metrics import Metrics
 
 STEPS = 12
@@ -84,6 +87,7 @@ def test_a_run_writes_metrics_checkpoints_and_tensorboard(whole):
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir()) == [STEPS - 3, STEPS]
     assert list((whole / "tensorboard").iterdir())
+    assert json.loads((whole / "heartbeat.json").read_text())["state"] == "done"
 
 
 def test_adapters_over_a_quantised_base_go_on_to_the_bit(whole, tmp_path):
@@ -151,13 +155,57 @@ def test_killed_three_times_it_ends_with_the_same_bits(whole, tmp_path):
     assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    newest = checkpoint.resolve(workdir)
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    status, out, err = run(workdir)
+    assert status == 0, err
+    assert f"checkpoint {newest} is damaged" in out and f"going on from step {STEPS - 3} of {STEPS}" in out
+    one, other = arrays(whole), arrays(workdir)
+    assert all((one[name] == other[name]).all() for name in one) and not manifest.verify(newest)
+
+
+@pytest.mark.slow
+def test_a_run_measures_itself_and_outlives_its_workers(tmp_path, root):  # noqa: F811
+    workdir = tmp_path / "run"
+    process = start(
+        workdir, "--config.steps=160", "--config.data.workers=1", "--config.checkpoint_every=1000",
+        "--config.evaluation.every=80", "--config.evaluation.rows=5", "--config.evaluation.limit=3",
+        "--config.evaluation.benchmarks=('pope',)", f"--config.evaluation.root={root}",
+        "--config.evaluation.best=held_out/loss", "--profile_steps=2,3",
+    )  # fmt: skip
+    wait_for_step(process, workdir, 20)
+    children = [
+        int(p) for each in Path(f"/proc/{process.pid}/task").glob("*/children") for p in each.read_text().split()
+    ]
+    workers = [p for p in children if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    status, _, err = process.wait()
+    assert status == 0, err
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 161))
+    first, last = (line for line in lines if "held_out/loss" in line)
+    assert last["held_out/loss"] < first["held_out/loss"] and {"held_out/token_accuracy", "pope"} <= first.keys()
+    assert sorted(p.name for p in (workdir / "evaluations").iterdir()) == ["160", "80"]
+    assert len((workdir / "evaluations/160/answers/pope.jsonl").read_text().splitlines()) == 3
+    assert checkpoint.resolve(workdir / "best").name == "160" and list((workdir / "profile").rglob("*.xplane.pb"))
+    other = tmp_path / "other"
+    assert run(other, "--config.steps=160", "--config.checkpoint_every=1000")[0] == 0
+    one, two = arrays(workdir), arrays(other)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
 def test_sigterm_saves_and_goes_on(tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, "--config.checkpoint_every=1000")
     wait_for_step(process, workdir, 4)
     process.send_signal(signal.SIGTERM)
     status, out, err = process.wait()
-    assert status == 0 and "stopped by SIGTERM after step" in out, err
+    assert status == STOPPED and "stopped by SIGTERM after step" in out, err
     step = int(checkpoint.resolve(workdir).name)
     assert 4 <= step < STEPS
     line = error_line(run(tmp_path / "next", f"--config.start_from={workdir}"))
@@ -173,7 +221,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
             "--config.optimizer.lr=1e30",
             "--config.checkpoint_every=1",
             "--config.model.passes=1",
-        )
+        ),
+        status=3,
     )
     assert (
         "not finite at step 2: update_norm/" in line

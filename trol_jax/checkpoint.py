@@ -33,11 +33,13 @@ from trol_jax import manifest
 from trol_jax.errors import UserError
 from trol_jax.lazy import Lazy, LazyHandler
 from trol_jax.manifest import verify
+from trol_jax.retry import PASSING
 from trol_jax.sharding import hosts
 
 CHECKPOINTS = "checkpoints"  # the folder of a run directory
 PARAMS = "params/"  # how the names of parameters begin
 STATE, DATA, CONFIG = "state", "data.json", "config.json"
+BEST = "best.json"  # of the checkpoints of a run: {"step", "metric", "value"}
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _TEMPORARY = re.compile(r"[0-9]+\.tmp-[0-9a-f]{8}")
@@ -51,10 +53,16 @@ class Restored(NamedTuple):
     config: dict
 
 
+class NotSaved(UserError):
+    """passing: whether it may be tried again, as with a network disk that was away for a moment."""
+
+    passing = False
+
+
 class Checkpoints:
     """The checkpoints of one run, for the process that writes them. Readers need only the functions below.
 
-    `keep` steps stay on disk. Leftovers of a killed run are removed at once. Close it, or use `with`.
+    `keep` steps stay on disk, and the best. Leftovers of a killed run are removed at once. Close it, or use `with`.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
@@ -89,6 +97,17 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         return max(self.all_steps(), default=None)
+
+    def keep_best(self, best: Mapping[str, Any]) -> None:
+        """Lets a step stay until another is called the best; see BEST."""
+        if hosts.is_first():
+            temporary = self.directory / f"{BEST}.tmp"
+            temporary.write_bytes(to_json(dict(best)))
+            temporary.replace(self.directory / BEST)
+
+    def failed(self) -> bool:
+        """Whether the last save failed, which `wait` and the next `save` will tell."""
+        return self._error is not None
 
     def save(
         self,
@@ -177,7 +196,8 @@ class Checkpoints:
         temporary.rename(final)
         manifest.sync(self.directory)
         # After a return to an earlier step there may be higher ones: what was just written stays in any case.
-        others = [other for other in self.all_steps() if other != step]
+        best = (read_best(self.directory) or {}).get("step")
+        others = [other for other in self.all_steps() if other not in (step, best)]
         doomed += [self._set_aside(old) for old in others[: max(0, len(others) + 1 - self.keep)]]
         for path in doomed:
             shutil.rmtree(path)
@@ -194,10 +214,12 @@ class Checkpoints:
             return error
         last = self.latest_step()
         kept = "no checkpoint was written before" if last is None else f"the last one is {self.directory / str(last)}"
-        return UserError(
+        failed = NotSaved(
             f"cannot save checkpoint {self.directory / str(step)}: {_reason(error)}; "
             f"make room or use another directory ({kept})"
         )
+        failed.passing = _errno(error) in PASSING and jax.process_count() == 1  # several would have to agree
+        return failed
 
 
 def restore(path: str | os.PathLike, abstract_state: Any) -> Restored:
@@ -271,8 +293,10 @@ def read_config(step_dir: str | os.PathLike) -> dict | None:
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The step directory meant by a run, a checkpoints directory (the newest step of either) or a step directory."""
+    """The step directory meant by a run, a checkpoints directory (the newest step of either), RUN/best, or a step."""
     path = Path(path).absolute()
+    if path.name == "best" and (best := read_best(path.parent / CHECKPOINTS)):
+        path = path.parent / CHECKPOINTS / str(best["step"])
     if (path / manifest.FILE).exists() or (_STEP.fullmatch(path.name) and (path / STATE).exists()):
         return path
     for directory in (path, path / CHECKPOINTS):
@@ -291,6 +315,25 @@ def steps_in(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+
+
+def newest_sound(directory: Path) -> tuple[Path | None, dict[Path, list[str]]]:
+    """(the newest complete checkpoint without damage, what is wrong with those after it)."""
+    damaged = {}
+    for step in reversed(steps_in(directory)):
+        if not (problems := verify(directory / str(step))):
+            return directory / str(step), damaged
+        damaged[directory / str(step)] = problems
+    return None, damaged
+
+
+def read_best(directory: Path) -> dict | None:
+    """See BEST; None where no checkpoint was called the best, or it is gone."""
+    try:
+        best = json.loads((directory / BEST).read_bytes())
+        return best if (directory / str(best["step"])).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def refuse_inside(path: str | os.PathLike) -> None:
@@ -409,11 +452,16 @@ def _remove(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """The system's words for a failed write; tensorstore's errors only end in `[os_error_code='28']`."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(code[1]))
+    if number := _errno(error):
+        return os.strerror(number)
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else None
 
 
 def _some(problems: list[str]) -> str:

@@ -4,7 +4,7 @@
 #   sbatch --nodes=4 launch/cluster/slurm.sh --config=configs/FILE.py --workdir=/shared/runs/NAME --config.mesh=data=4,fsdp=8
 #
 # from the root of the project, which with its .venv and the run's folder lies on a file system that all nodes see. Five
-# minutes before the time is up the job is told, saves and ends; put back into the queue, it goes on from there.
+# minutes before the time is up the job is told, saves, ends and goes back into the queue, to go on from there.
 #SBATCH --job-name=trol
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
@@ -16,5 +16,8 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# One that ends in error ends them all; started again, they go on from the last checkpoint.
-srun --kill-on-bad-exit=1 .venv/bin/python -m launch.train --distributed "$@"
+# One that ends in error ends them all; started again, they go on from the last checkpoint. 75: stopped, all is saved.
+status=0
+srun --kill-on-bad-exit=1 .venv/bin/python -m launch.train --distributed "$@" || status=$?
+[ "$status" != 75 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$status"

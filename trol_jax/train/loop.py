@@ -2,53 +2,51 @@
 
 import contextlib
 import dataclasses
-import functools
-import math
 import os
 import pathlib
-import signal
 import time
+from collections.abc import Callable
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from trol_jax import checkpoint, manifest, saved, typed
-from trol_jax.data import easy_vqa, packing, pipeline
+from trol_jax.data import easy_vqa
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
-from trol_jax.models.trol import TroL, abstract_params, init_params
 from trol_jax.models.variants import VARIANTS, get_variant
+from trol_jax.retry import WAITS
 from trol_jax.sharding import hosts
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import config as config_lib
-from trol_jax.train import parameters
-from trol_jax.train.metrics import Metrics, Silent, flat, is_finite
-from trol_jax.train.optimizer import make_optimizer, make_schedule
-from trol_jax.train.step import init_state, make_train_step
+from trol_jax.train import parameters, watch
+from trol_jax.train.evaluation import Evaluation, keep_best
+from trol_jax.train.feed import Feed
+from trol_jax.train.guard import Guard
+from trol_jax.train.metrics import Metrics, Silent
+from trol_jax.train.program import Program
 
 
-def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
-    """Train to `config.steps`, or go on from the newest checkpoint under `workdir`. Returns the steps done.
+def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_steps: tuple[int, ...] = ()) -> int:
+    """Train to `config.steps`, or go on from the newest sound checkpoint under `workdir`. Returns the steps done.
 
-    On SIGTERM it saves and returns early. UserError for bad settings, bad data, a damaged checkpoint, a full disk and a
-    loss that is not finite.
+    On SIGTERM, or when the cloud takes the machine away, it saves and returns early. profile_steps: the first and the
+    last of those whose times are recorded. UserError for bad settings, bad data and a full disk; Diverged when a loss
+    is not finite or too many steps had to be left out.
     """
     workdir = pathlib.Path(workdir)
     settings = typed.to_dict(config)
 
     # ------------------------------------------------------------------ data, tokeniser, model
     layout = Layout.make(config.mesh, config.rules)
-    over_devices = layout.batch(config.batch_size // config.accumulation)  # of a micro-batch
-    shares, share = hosts.row_shares(over_devices, config.batch_size)
-    tell = print if hosts.is_first() else lambda _: None
-    packed = isinstance(config.data, packing.MixtureOptions)
-    source = None if packed else easy_vqa.EasyVQA("train", config.data.root or None)
+    first = hosts.is_first()
+    tell = print if first else lambda _: None
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
-        newest = checkpoint.resolve(workdir)
+        newest, damaged = checkpoint.newest_sound(workdir / checkpoint.CHECKPOINTS)
+        for path, problems in damaged.items():
+            tell(f"checkpoint {path} is damaged and is left alone until its step is saved again: {problems[0]}")
+        newest = newest or checkpoint.resolve(workdir)  # whose reading will tell that none is sound
         this = saved.read(newest)
         require_same_settings(this.settings, config, workdir)
     elif config.start_from:
@@ -57,59 +55,24 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             require_finished(origin, config.start_from)
             this = starting_point(origin, config.model)
     else:
+        source = easy_vqa.EasyVQA("train", config.data.root or None)
         tokenizer = train_tokenizer(source.texts(), FORMATS[get_variant(config.model.variant).family])
         this = saved.Saved(config_lib.model_config(config.model, tokenizer.vocab_size, tokenizer.image_id), tokenizer)
     if config.start_from and not begun and not parameters.all_trained(config.parameters):
         this = dataclasses.replace(this, base=saved.Base.of(origin))
     sizes, tokenizer = this.model, this.tokenizer
-    dtype = jnp.dtype(config.dtype)
-    model = TroL(sizes, dtype, config.scan, config.remat, layout=layout)
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
 
-    # ------------------------------------------------------------------ shapes first, then shardings, then arrays
-    shapes = flatten_dict(nn.unbox(abstract_params(model)), sep="/")
-    treatments = parameters.treatments(config.parameters, list(shapes))
-    tell(parameters.report(config.parameters, shapes, config.lora))
-
-    def init():
-        """(state, frozen parameters), boxed with their logical axis names."""
-        rng = jax.random.key(config.seed)
-        trained, frozen = parameters.split(init_params(model, rng), treatments, config.lora, dtype, rng)
-        return init_state(trained, optimizer), frozen
-
-    boxed = jax.eval_shape(init)
-    state_shardings, frozen_shardings = layout.shardings(boxed)
-    abstract_state, abstract_frozen = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        nn.unbox(boxed), (state_shardings, frozen_shardings),
-    )  # fmt: skip
-    train_step = jax.jit(
-        make_train_step(
-            model,
-            optimizer,
-            schedule,
-            objective=config.objective,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            join=parameters.joiner(config.lora),
-            place=functools.partial(layout.place, boxed=boxed[0].params),
-        ),
-        in_shardings=(state_shardings, frozen_shardings, over_devices),
-        out_shardings=(state_shardings, layout.everywhere),
-        donate_argnums=0,
-    )
+    # ------------------------------------------------------------------ shapes and shardings first, then arrays
+    program = Program(config, sizes, layout)
+    tell(parameters.report(config.parameters, program.shapes, config.lora))
+    evaluation = Evaluation(config, workdir, program, tokenizer, tell)
+    evaluation.check()
 
     with hosts.explained(), contextlib.ExitStack() as stack:
         # -------------------------------------------------------------- start, or go on; nothing is written before
-        iterate = packing.train_iterator if packed else functools.partial(pipeline.train_iterator, source)
-        batches = iterate(
-            config.data, tokenizer, image_size=sizes.vision.image_size, image_tokens=sizes.image_tokens,
-            batch_size=config.batch_size, seed=config.seed, shares=shares, share=share,
-        )  # fmt: skip
-        stack.callback(batches.close)
+        batches = stack.enter_context(Feed(config, tokenizer, program, config.batch_size))
         if begun:
-            step, state, data_state, _ = checkpoint.restore(newest, abstract_state)
+            step, state, data_state, _ = checkpoint.restore(newest, program.state)
             if step >= config.steps:
                 tell(f"already trained to step {step}; remove {workdir} to start anew")
                 return step
@@ -117,55 +80,90 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike) -> int:
             tell(f"going on from step {step} of {config.steps}")
         elif config.start_from:
             with about_start_from():
-                trained = parameters.load(
-                    origin, shapes, treatments, config.lora, abstract_state.params, seed=config.seed
-                )
-            start = jax.jit(
-                lambda params: init_state(params, optimizer), out_shardings=state_shardings, donate_argnums=0
-            )
-            step, state = 0, start(trained)
+                how = program.shapes, program.treatments, config.lora, program.state.params
+                step, state = 0, program.start(parameters.load(origin, *how, seed=config.seed))
         else:
-            step, state = 0, jax.jit(lambda: nn.unbox(init()[0]), out_shardings=state_shardings)()
+            step, state = 0, program.fresh()
         with about_start_from():
-            frozen = parameters.load_frozen(this.base and this.base.find(), treatments, abstract_frozen, dtype)
+            base = this.base and this.base.find()
+            frozen = parameters.load_frozen(base, program.treatments, program.frozen, program.dtype)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
-        kept = Metrics if hosts.is_first() else Silent
-        metrics = stack.enter_context(kept(workdir, start_step=step, total_steps=config.steps))
-        stop = stack.enter_context(sigterm_flag())
-        save = functools.partial(checkpoints.save, config=settings, files=this.files())
+        heart = stack.enter_context((watch.Heartbeat if first else watch.Silent)(workdir, step, config.steps))
+        metrics = stack.enter_context(
+            (Metrics if first else Silent)(workdir, step, config.steps, config.wandb, settings)
+        )
+        guard = Guard(config.optimizer.skips, checkpoints, metrics.tell)
+        stop = stack.enter_context(watch.told_to_stop())
+        profile = stack.enter_context(watch.Profile(workdir, profile_steps))
+
+        def save() -> None:
+            guard.now()
+            heart.beat("saving", step)
+            files = dict(data_state=batches.get_state(), config=settings, files=this.files())
+            checkpoints.save(step, state, **files)
+
+        def settle() -> None:
+            save()
+            checkpoints.wait()
+
+        def evaluate() -> None:
+            patient(checkpoints.wait, again=settle, tell=metrics.tell)
+            heart.beat("evaluating", step)
+            with jax.transfer_guard("allow"):
+                values = evaluation(checkpoints.directory / str(step), state.params, frozen)
+            keep_best(config.evaluation.best, step, values, checkpoints)
+            metrics.write(step, values)
 
         # -------------------------------------------------------------- the loop
+        if begun and evaluation.due(step) and not evaluation.done(step):  # it was ended in the middle of it
+            evaluate()
         stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
-        pending, last_saved, began = None, step, time.monotonic()
+        last_saved, began = step, time.monotonic()
         while step < config.steps and not stop:
             if hosts.told_to_stop(step):
-                stop.append(signal.SIGTERM)
+                stop.append("SIGTERM")
                 break
-            batch = hosts.global_batch(next(batches), over_devices, config.batch_size, shares[share])
-            state, values = train_step(state, frozen, batch)
+            batch = next(batches)
+            profile.before(step + 1)
+            state, values = program.step(state, frozen, batch)
             step += 1
-            # The values of the step before are looked at while this one runs, so the device never waits for the host.
-            if pending is not None:
-                require_finite(*pending, checkpoints)
-            pending = step, values
+            guard.next(step, values)
+            profile.after(step, values)
             metrics.advance()
+            heart.beat("training", step)
             if step % config.log_every == 0 or step == config.steps:
-                values = require_finite(*pending, checkpoints)
-                rate = (step - metrics.last_step) * config.batch_size / (time.monotonic() - began)
-                seen = batches.shares_so_far() if packed else {}
-                metrics.write(step, values | {"examples_per_second": rate} | seen)
-                began = time.monotonic()
-            if step % config.checkpoint_every == 0:
-                require_finite(*pending, checkpoints)
-                save(step, state, data_state=batches.get_state())
+                values, seconds = guard.now(), time.monotonic() - began
+                rate = (step - metrics.last_step) * config.batch_size / seconds
+                values |= {"examples_per_second": rate, "data/waited": batches.waited / seconds}  # a part of the time
+                metrics.write(step, values | batches.metrics())
+                began, batches.waited = time.monotonic(), 0.0
+            if step % config.checkpoint_every == 0 or evaluation.due(step) or checkpoints.failed():
+                patient(save, again=save, tell=metrics.tell)
                 last_saved = step
+            if evaluation.due(step):
+                evaluate()
+                began, batches.waited = time.monotonic(), 0.0
         if last_saved < step:
-            require_finite(*pending, checkpoints)
-            save(step, state, data_state=batches.get_state())
-        checkpoints.wait()
+            patient(save, again=save, tell=metrics.tell)
+        patient(checkpoints.wait, again=settle, tell=metrics.tell)
+        heart.beat("training", step)
     if stop:
-        tell(f"stopped by SIGTERM after step {step} of {config.steps}; saved: the same command goes on from here")
+        tell(f"stopped by {stop[0]} after step {step} of {config.steps}; saved: the same command goes on from here")
     return step
+
+
+def patient(call: Callable[[], None], again: Callable[[], None], tell: Callable[[str], None]) -> None:
+    """call(); where a disk was away for a moment, `again` after a while."""
+    for wait in WAITS:
+        try:
+            return call()
+        except checkpoint.NotSaved as error:
+            if not error.passing:
+                raise
+            tell(f"{error}; trying again in {wait} s")
+            time.sleep(wait)
+            call = again
+    call()
 
 
 def require_finished(origin: pathlib.Path, path: str) -> None:
@@ -182,8 +180,7 @@ def starting_point(path: pathlib.Path, options: config_lib.ModelOptions) -> save
         raise UserError(f"{path} has no tokeniser; convert a folder that has one")
     if origin.model.name in VARIANTS and origin.model.name != options.variant:
         raise UserError(f"{path} is a {origin.model.name}, and config.model.variant is {options.variant}")
-    model = dataclasses.replace(origin.model, shared_gate=options.shared_gate, passes=options.passes)
-    return dataclasses.replace(origin, model=model)
+    return dataclasses.replace(origin, model=config_lib.with_options(origin.model, options))
 
 
 def require_same_settings(
@@ -204,34 +201,3 @@ def about_start_from():
         yield
     except UserError as error:
         raise UserError(f"config.start_from: {error}") from error
-
-
-def require_finite(step: int, values: dict[str, jax.Array], checkpoints: checkpoint.Checkpoints) -> dict:
-    """The metrics of a step, on the host, each a number or a list. UserError unless all are finite."""
-    values = {name: value.tolist() for name, value in jax.device_get(values).items()}
-    if is_finite(values):
-        return values
-    checkpoints.wait()
-    last = checkpoints.latest_step()
-    good = (
-        f"the last good checkpoint is {checkpoints.directory / str(last)}" if last is not None else "none was saved yet"
-    )
-    bad = ", ".join(name for name, value in flat(values).items() if not math.isfinite(value))
-    what = ", ".join(f"{name} {values[name]}" for name in ("loss", "grad_norm", "lr"))
-    raise UserError(
-        f"not finite at step {step}: {bad} ({what}); {good}; lower optimizer.lr or optimizer.clip, then start again"
-    )
-
-
-@contextlib.contextmanager
-def sigterm_flag():
-    """A list that is empty until SIGTERM arrives; the step under way is finished first."""
-    received = []
-    if jax.process_count() > 1:  # JAX tells all of them, see `hosts.told_to_stop`
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)

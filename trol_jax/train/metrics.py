@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 
+import xxhash
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
@@ -20,12 +21,16 @@ FLUSH_SECONDS = 30  # of the TensorBoard file
 class Metrics:
     """Writes `metrics.jsonl` (one object a line) and TensorBoard events under `tensorboard/` of a run directory.
 
+    wandb: project of Weights & Biases that gets them too, with the settings; "" = none.
     start_step: steps done when the run (re)starts. Lines of later steps are what a killed run wrote after its last
     checkpoint; they are dropped, so that every step stands once. Use it by `with`. UserError when the disk is full;
     what fails while another error is on its way is not told.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, total_steps: int):
+    def __init__(
+        self, workdir: pathlib.Path, start_step: int, total_steps: int, wandb: str = "", settings: dict | None = None
+    ):
+        self.wandb = wandb and start_wandb(wandb, workdir, settings)
         self.path = workdir / "metrics.jsonl"
         self.last_step = start_step  # of the last line
         with self.explained():
@@ -44,6 +49,8 @@ class Metrics:
 
     def __exit__(self, kind, error, trace) -> None:
         self.bar.close()
+        if self.wandb:
+            self.wandb.finish(exit_code=int(error is not None))
         with self.explained() if error is None else contextlib.suppress(OSError):
             try:
                 self.board.close()
@@ -60,12 +67,17 @@ class Metrics:
             if time.monotonic() > self.flushed + FLUSH_SECONDS:
                 self.board.flush()
                 self.flushed = time.monotonic()
+        if self.wandb:
+            self.wandb.log(flat(values), step=step)
         self.last_step = step
-        shown = {"loss": f"{values['loss']:.4f}", "examples/s": f"{values['examples_per_second']:.0f}"}
-        self.bar.set_postfix(shown, refresh=False)
+        shown = {"loss": "loss", "examples/s": "examples_per_second"}
+        self.bar.set_postfix({k: f"{values[name]:.4g}" for k, name in shown.items() if name in values}, refresh=False)
 
     def advance(self) -> None:
         self.bar.update()
+
+    def tell(self, line: str) -> None:
+        tqdm.write(line)
 
     @contextlib.contextmanager
     def explained(self):
@@ -99,7 +111,7 @@ class Metrics:
 class Silent(contextlib.nullcontext):
     """Of a process that leaves the writing to another."""
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, total_steps: int):
+    def __init__(self, workdir: pathlib.Path, start_step: int, *_):
         super().__init__(self)
         self.last_step = start_step
 
@@ -108,6 +120,20 @@ class Silent(contextlib.nullcontext):
 
     def advance(self) -> None:
         pass
+
+    def tell(self, line: str) -> None:
+        pass
+
+
+def start_wandb(project: str, workdir: pathlib.Path, settings: dict | None):
+    """The run of that name there, which goes on where it was."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("config.wandb names a project, and wandb is not installed: pip install wandb") from None
+    place = str(workdir.absolute())
+    name = f"{workdir.name}-{xxhash.xxh32_hexdigest(os.fsencode(place))}"
+    return wandb.init(project=project, dir=place, id=name, name=workdir.name, resume="allow", config=settings)
 
 
 def rounded_to_six(value: float | list[float]) -> float | list[float]:

@@ -27,9 +27,10 @@ def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainSt
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
-    """The model's loss: every answer token given all before it. Also the gate over tokens that are not padding: its
-    mean, and by layer its mean, its mean square, and the shares of tokens where it is open and closed.
+def answer_sums(model: TroL, params, batch: dict, rng: jax.Array | None, z_loss: float = 0.0) -> dict:
+    """The model's loss: every answer token given all before it; for z_loss see `next_token_loss`. Also the gate over
+    tokens that are not padding: its mean, and by layer its mean, its mean square, and the shares of tokens where it is
+    open and closed.
     """
     x, out = model.apply(
         {"params": params},
@@ -38,11 +39,12 @@ def answer_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
         segment_ids=batch["segment_ids"],
         turn_ids=batch["turn_ids"],
         positions=batch["positions"],
-        deterministic=False,
-        rngs={"dropout": rng},
+        loss_mask=batch["loss_mask"],
+        deterministic=rng is None,
+        rngs=None if rng is None else {"dropout": rng},
     )
     head = _gathered(params["decoder"]["head"]["kernel"], model)
-    loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"])
+    loss, tokens, right = next_token_loss(x, head, batch["tokens"], batch["loss_mask"], z_loss=z_loss)
     gate, real = out["gate"], jnp.broadcast_to(batch["segment_ids"] != 0, jnp.shape(out["gate"])[1:])
     count = real.sum(dtype=jnp.float32)  # of a layer
     by_layer = lambda values: (jnp.sum(values, where=real, axis=(1, 2, 3), dtype=jnp.float32), count)  # noqa: E731
@@ -65,10 +67,28 @@ def _gathered(head: jax.Array, model: TroL) -> Kernel:
     return model.layout(head, None, "act_vocab")
 
 
-def word_sums(model: TroL, params, batch: dict, rng: jax.Array) -> dict:
+def text_sums(model: TroL, params, batch: dict, rng: jax.Array | None, z_loss: float = 0.0) -> dict:
+    """A plain language model's loss: every token of the text, questions too; no picture is seen."""
+    x, _ = model.apply(
+        {"params": params},
+        batch["tokens"],
+        segment_ids=batch["segment_ids"],
+        turn_ids=batch["turn_ids"],
+        positions=batch["positions"],
+        deterministic=rng is None,
+        rngs=None if rng is None else {"dropout": rng},
+    )
+    text = (batch["segment_ids"] != 0) & (batch["tokens"] != model.config.image_token)
+    head = _gathered(params["decoder"]["head"]["kernel"], model)
+    loss, tokens, right = next_token_loss(x, head, batch["tokens"], text, z_loss=z_loss)
+    return {"loss": (loss, tokens), "token_accuracy": (right, tokens)}
+
+
+def word_sums(model: TroL, params, batch: dict, rng: jax.Array | None, z_loss: float = 0.0) -> dict:
     """Pretraining of the vision tower, without the decoder: the words of a row's answers given its image tokens' mean.
 
     The words are vectors of the decoder's embedding table, so pictures come to speak the language the decoder reads.
+    It has no z-loss.
     """
     images = pixels(model, batch)
     features = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="encode_images")
@@ -82,10 +102,10 @@ def pixels(model: TroL, batch: dict) -> jax.Array:
     return normalize(batch["images"], model.config.vision.mean, model.config.vision.std)
 
 
-# What a run minimises. Each: (model, params, batch of `trol_jax.data.pipeline`, rng) -> {metric: (sum, count)}, the
-# first of them "loss", in nats; a sum may be a vector. Sums and counts of micro-batches add up; each metric is their
-# quotient.
-OBJECTIVES = {"answers": answer_sums, "words": word_sums}
+# What a run minimises. Each: (model, params, batch of `data.pipeline`, rng, z_loss) -> {metric: (sum, count)}, the
+# first of them "loss", in nats; a sum may be a vector. rng: of dropout; None = none. Sums and counts of micro-batches
+# add up; each metric is their quotient.
+OBJECTIVES = {"answers": answer_sums, "text": text_sums, "words": word_sums}
 
 
 def groups(params) -> dict[str, list]:
@@ -109,8 +129,10 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     objective: str = "answers",
+    z_loss: float = 0.0,
     seed: int = 0,
     accumulation: int = 1,
+    skip_norm: float | None = None,
     join: Callable[[dict, dict], dict] = lambda trained, frozen: trained,
     place: Callable = lambda grads: grads,
 ):
@@ -121,12 +143,14 @@ def make_train_step(
     objective: a name of OBJECTIVES.
     accumulation: micro-batches a step. Sums are accumulated and divided once, so that the gradient is that of the
     whole batch however unevenly its answer tokens fall.
+    skip_norm: a step whose gradient is longer, or not finite, changes no parameter and no moment, and its metric
+    "skipped" is 1; None = all steps count.
     join: makes the model's parameters of those that are trained and those that are frozen; see `train.parameters`.
     place: keeps gradients where their parameters lie (`sharding.rules.Layout.place`).
     """
 
     def loss_and_sums(params, frozen, batch, rng):
-        sums = OBJECTIVES[objective](model, join(params, frozen), batch, rng)
+        sums = OBJECTIVES[objective](model, join(params, frozen), batch, rng, z_loss)
         return sums["loss"][0], sums
 
     def grad_fn(params, frozen, batch, rng):
@@ -159,8 +183,18 @@ def make_train_step(
             spread = metrics.pop("gate_square") - metrics["gate_mean"] ** 2
             metrics["gate_spread"] = jnp.sqrt(jnp.maximum(spread, 0))
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        if skip_norm is not None:
+            good = metrics["grad_norm"] <= skip_norm  # no number compares so
+            new = jax.tree.map(lambda new, old: jnp.where(good, new, old) if _is_float(new) else new, new, state)
+            metrics["skipped"] = 1.0 - good
         for kind, tree in (("grad_norm", grads), ("update_norm", updates)):
             metrics |= {f"{kind}/{group}": optax.tree.norm(part) for group, part in groups(tree).items()}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return new, metrics
 
     return train_step
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    """Steps that are counted go on in any case, and the schedule with them."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,0 +1,108 @@
+"""What is measured while a run goes on: the loss on data it never trains on, and benchmarks; the best step is kept."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from trol_jax import checkpoint, journal
+from trol_jax.data.tokenizer import Tokenizer
+from trol_jax.errors import UserError
+from trol_jax.evals import ask, score
+from trol_jax.evals.files import Root
+from trol_jax.infer.answer import Answerer
+from trol_jax.models.layers import unstack_layers
+from trol_jax.sharding import hosts
+from trol_jax.train.config import HELD_OUT, RunConfig
+from trol_jax.train.feed import Feed
+from trol_jax.train.program import Program
+from trol_jax.train.step import OBJECTIVES
+
+FOLDER, RESULT = "evaluations", "evaluation.json"  # the second for each step in a folder of its own in the first
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    config: RunConfig
+    workdir: Path
+    program: Program
+    tokenizer: Tokenizer
+    tell: Callable[[str], None]  # prints a line
+
+    def due(self, step: int) -> bool:
+        every = self.config.evaluation.every
+        return bool(every) and step > 0 and step % every == 0
+
+    def done(self, step: int) -> bool:
+        return (self._folder(step) / RESULT).exists()
+
+    def check(self) -> None:
+        """UserError where a benchmark's files cannot be read: better now than in hours."""
+        options = self.config.evaluation
+        if options.benchmarks and options.every and jax.process_count() > 1:
+            raise UserError(
+                "config.evaluation.benchmarks are asked by one process; of several, measure the loss (rows)"
+            )
+        for benchmark in score.chosen(options.benchmarks) if options.every else ():
+            try:
+                next(iter(benchmark.read(Root(options.root, look=False))), None)
+            except UserError as error:
+                raise UserError(f"config.evaluation.benchmarks: {benchmark.name}: {error}") from None
+
+    def __call__(self, step_dir: Path, params, frozen) -> dict[str, float]:
+        """The metrics of a step that is saved there; they are written beside the answers, which are asked once."""
+        options, folder = self.config.evaluation, self._folder(int(step_dir.name))
+        values = self.held_out(params, frozen) if options.rows else {}
+        if options.benchmarks:
+            values |= self.benchmarks(step_dir, params, frozen, folder)
+        if hosts.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            journal.write(folder / RESULT, (json.dumps(values, indent=1) + "\n").encode())
+        return values
+
+    def held_out(self, params, frozen) -> dict[str, float]:
+        rows = self.config.batch_size // self.config.accumulation
+        with Feed(self.config, self.tokenizer, self.program, rows, held_out=True) as batches:
+            count = -(-self.config.evaluation.rows // rows)
+            sums = [self._sums(params, frozen, batch) for batch in itertools.islice(batches, count)]
+        total = jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
+        return {HELD_OUT + name: float(value / max(count, 1)) for name, (value, count) in total.items()}
+
+    def benchmarks(self, step_dir: Path, params, frozen, folder: Path) -> dict[str, float]:
+        """The value of each that has one. Questions that cannot be asked are left out and counted."""
+        options, model = self.config.evaluation, dataclasses.replace(self.program.model, separate=True)
+        whole = jax.jit(lambda *parts: unstack_layers(self.program.join(*parts)))(params, frozen)
+        answerer = Answerer(model, whole, self.tokenizer, self.config.data.system)
+        asked = dict(limit=options.limit or None, beams=1, answerer=answerer, bad_rows="skip")
+        results = list(ask.evaluate(step_dir, options.benchmarks, options.root, folder, **asked))
+        for failed in (each for each in results if isinstance(each, UserError)):
+            self.tell(str(failed))
+        good = [each for each in results if not isinstance(each, UserError)]
+        return {each["benchmark"]: each["value"] for each in good if each["value"] is not None}
+
+    def _folder(self, step: int) -> Path:
+        return self.workdir / FOLDER / str(step)
+
+    @functools.cached_property
+    def _sums(self) -> Callable:
+        program = self.program
+
+        def sums(params, frozen, batch):
+            found = OBJECTIVES[self.config.objective](program.model, program.join(params, frozen), batch, None)
+            return {name: found[name] for name in ("loss", "token_accuracy")}
+
+        state, frozen = program.shardings
+        return jax.jit(sums, in_shardings=(state.params, frozen, program.over_devices))
+
+
+def keep_best(metric: str, step: int, values: dict[str, float], checkpoints: checkpoint.Checkpoints) -> None:
+    """Lets the checkpoint of a step stay if its metric is the best until now."""
+    if metric not in values:
+        return
+    best, sign = checkpoint.read_best(checkpoints.directory), -1 if metric == f"{HELD_OUT}loss" else 1
+    if best is None or best["metric"] != metric or sign * values[metric] > sign * best["value"]:
+        checkpoints.keep_best({"step": step, "metric": metric, "value": values[metric]})
