@@ -27,7 +27,9 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 ROOT = flags.DEFINE_string(
     "root", None, "Data folder with test/, by default the one the run was trained with; or that of the benchmarks."
 )
-BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, as pope,mme; all = all, or those in --answers.")
+BENCHMARKS = flags.DEFINE_list(
+    "benchmarks", None, "Names, as pope,mme or easy_vqa; all = all that are published, or those in --answers."
+)
 ANSWERS = flags.DEFINE_string("answers", None, "Folder with the answers, <benchmark>.jsonl.")
 SCORING = flags.DEFINE_enum(
     "scoring", "trol", ["trol", "standard"], "As the original computes it, or as each benchmark defines it."
@@ -44,7 +46,10 @@ JUDGE_PRICES = flags.DEFINE_list("judge_prices", [], "Dollars for a million toke
 SUBMISSION = flags.DEFINE_bool("submission", False, "Also write what servers and the authors' scorers take.")
 CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
 
-ASKING = ("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens", "weights", "cache", "mesh", "rules")
+ASKING = (
+    *("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens"),
+    *("weights", "cache", "traversal", "system", "mesh", "rules"),
+)
 FILES = ("answers", "check_pictures")
 PUBLISHED = (
     *("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens"),

@@ -13,7 +13,7 @@ from programs import Program, launch
 from test_benchmarks import ROOT
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
-from trol_jax.evals import ask
+from trol_jax.evals import ask, runner
 from trol_jax.evals.benchmarks import BENCHMARKS
 from trol_jax.evals.files import Root
 
@@ -167,7 +167,19 @@ def test_a_benchmark_that_is_missing_stops_no_other(run, root, tmp_path, says):
     says()
     found = evaluate(run, root, tmp_path, ["all"], limit=1, bad_rows="skip")
     assert [each["benchmark"] for each in found if isinstance(each, dict)] == ["pope", "mmstar"]
-    assert len(found) == len(BENCHMARKS)
+    assert len(found) == len(BENCHMARKS) - 1  # easy-VQA has to be named
+
+
+@pytest.mark.slow
+def test_easy_vqa_gets_the_answers_of_the_quickstart(run, tmp_path):
+    data = fixtures.save_data(tmp_path / "root" / "easy-vqa")
+    runner.evaluate(run, tmp_path / "whole", root=data)
+    (result,) = evaluate(run, tmp_path / "root", tmp_path, ["easy_vqa"], beams=1)
+    known = [json.loads(line) for line in (tmp_path / "whole" / runner.ANSWERS).read_text().splitlines()]
+    asked = lines(tmp_path, "easy_vqa")
+    assert [(line["id"], line["answer"]) for line in asked] == [(line["id"], line["prediction"]) for line in known]
+    accuracy = json.loads((tmp_path / "whole" / runner.RESULT).read_text())["accuracy"]
+    assert (result["n"], result["value"]) == (12, pytest.approx(100 * accuracy))
 
 
 def program(run, root, output, *more):

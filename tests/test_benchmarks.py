@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import fixtures
+from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.errors import UserError
-from trol_jax.evals import score
+from trol_jax.evals import easy_vqa, runner, score
 from trol_jax.evals.benchmarks import BENCHMARKS
 from trol_jax.evals.files import BadRow, Root, Row
 from trol_jax.evals.instructions import INSTRUCTIONS, instruct
@@ -18,6 +20,8 @@ from trol_jax.evals.items import Item
 GOLDEN = Path(__file__).parent / "data" / "golden" / "eval"
 ROOT = GOLDEN / "root"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+PUBLISHED = [benchmark.name for benchmark in BENCHMARKS.values() if benchmark.published]
+JOINED = ("TextVQA_0.5.1_val.json", "context.jsonl", "answers_gpt4.jsonl")  # to rows of another file
 
 
 @functools.cache
@@ -45,7 +49,7 @@ def numbers(value, path=""):
 
 
 def test_every_recorded_benchmark_is_known():
-    assert {*EXPECTED} == {*BENCHMARKS} - {"qbench_cn"}
+    assert {*EXPECTED} == {*BENCHMARKS} - {"qbench_cn", "textvqa_no_ocr", "easy_vqa"}
     assert all(benchmark.asks_as() in INSTRUCTIONS for benchmark in BENCHMARKS.values())
     assert all({*benchmark.scorings} == {"trol", "standard"} for benchmark in BENCHMARKS.values())
 
@@ -86,7 +90,7 @@ def test_scores_equal_the_original(name, tmp_path):
     assert result["answered"] == len(EXPECTED[name]["items"]) - (name == "gqa")  # one is not balanced
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_both_scorings_take_any_answer(name):
     items = [item for item in BENCHMARKS[name].read(Root(ROOT, pictures=False)) if isinstance(item, Item)]
     strange = (
@@ -118,7 +122,7 @@ def test_the_chinese_questions_of_qbench_are_read():
     assert BENCHMARKS["qbench_cn"].asks_as() == "qbench"
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_any_field_that_is_missing_or_of_another_type_is_named(name, monkeypatch):
     """Each field of the first row of each file in turn: what comes is an item, a bad row with its place, or one line
     about a file.
@@ -236,3 +240,88 @@ def test_mmbench_rows_may_name_the_row_that_has_their_picture(tmp_path):
     assert first.images == turned.images == (b"x" * 300,)
     assert first.question == "Which?\nA. p\nB. q" and turned.question == "a\tb\nA. q\nB. p"
     assert isinstance(bad, BadRow) and "row 3" in str(bad)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_bad_row_of_any_benchmark_is_fatal_or_counted(name, tmp_path, monkeypatch):
+    """The first row of all is a number in place of a row."""
+    items = list(BENCHMARKS[name].read(Root(ROOT, pictures=False)))
+    lines = [{"index": index, "answer": "yes"} for index in range(len(items))]
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spoiled = []
+
+    def spoil(method):
+        def rows(self, file, *arguments, **options):
+            for row in method(self, file, *arguments, **options):
+                if not spoiled and not file.endswith(JOINED):
+                    spoiled.append(row)
+                    row = Row(7, row.file, row.number)
+                yield row
+
+        return rows
+
+    for method in ("objects", "entries", "table", "parquet"):
+        monkeypatch.setattr(Root, method, spoil(getattr(Root, method)))
+    (error,) = score.score(ROOT, [name], tmp_path, tmp_path / "out", bad_rows="fail")
+    where = f"{spoiled[0].file}, row {spoiled[0].number}: "
+    assert isinstance(error, UserError) and "bad rows: 1, " in str(error) and where in str(error)
+    spoiled.clear()
+    (result,) = score.score(ROOT, [name], tmp_path, tmp_path / "out", bad_rows="skip")
+    assert result["bad_rows"] == 1 and result["bad"][0].startswith(where)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_picture_that_is_missing_makes_a_bad_row(name):
+    """No picture lies beside the recorded files."""
+    whole = list(BENCHMARKS[name].read(Root(ROOT, look=False)))
+    looked = list(BENCHMARKS[name].read(Root(ROOT)))
+    for item, seen in zip(whole, looked, strict=True):
+        beside = any(isinstance(image, str) for image in item.images)
+        assert isinstance(seen, BadRow if beside else Item)
+        assert not beside or (", row " in str(seen) and "cannot be read" in str(seen))
+
+
+# ---------------------------------------------------------------------- easy-VQA
+
+
+@pytest.fixture
+def easy(tmp_path):
+    """A root with 3 pictures of easy-VQA."""
+    fixtures.save_data(tmp_path / "easy-vqa")
+    return tmp_path
+
+
+def test_easy_vqa_is_asked_and_scored_as_the_quickstart_does(easy):
+    rows = EasyVQA("test", easy / "easy-vqa").questions()
+    items = list(BENCHMARKS["easy_vqa"].read(Root(easy)))
+    assert [(item.id, instruct("easy_vqa", item.question), item.gold, *item.images) for item in items] == [
+        (row["id"], f"<image>{row['question']}", row["answer"], Path(row["image"]).read_bytes()) for row in rows
+    ]
+    assert INSTRUCTIONS["easy_vqa"].max_new_tokens == runner.MAX_NEW_TOKENS
+    said = [[row["answer"], "Yes ", "", "no"][i % 4] for i, row in enumerate(rows)]
+    wanted = easy_vqa.score([{**row, "prediction": text} for row, text in zip(rows, said, strict=True)])
+    lines = [{"id": row["id"], "answer": text} for row, text in zip(rows, said, strict=True)]
+    (easy / "easy_vqa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (result,) = score.score(easy, ["all"], easy, easy / "out")
+    assert (result["value"], result["n"]) == (pytest.approx(100 * wanted["accuracy"]), wanted["n"])
+    assert result["standard_error"] == pytest.approx(100 * wanted["standard_error"])
+    kinds = {kind: part["value"] for kind, part in result["splits"]["kind"].items()}
+    assert kinds == pytest.approx({kind: 100 * part["accuracy"] for kind, part in wanted["by_kind"].items()})
+
+
+def test_easy_vqa_of_the_package_needs_no_root(tmp_path):
+    assert len(list(BENCHMARKS["easy_vqa"].read(Root(tmp_path, pictures=False)))) == 9673
+    assert "easy_vqa" not in [benchmark.name for benchmark in score.chosen(["all"])]
+
+
+@pytest.mark.parametrize("row", [["red?", "perhaps", 1], ["red?", "no"], 7, ["red?", "no", "1"], {}, ["red?", "no", 9]])
+def test_bad_rows_of_easy_vqa_are_named(easy, row):
+    file = easy / "easy-vqa" / "test" / "questions.json"
+    file.write_text(json.dumps([row, *json.loads(file.read_text())]))
+    lines = "".join(json.dumps({"index": index, "answer": "no"}) + "\n" for index in range(13))
+    (easy / "easy_vqa.jsonl").write_text(lines)
+    (result,) = score.score(easy, ["easy_vqa"], easy, easy / "out", bad_rows="skip", pictures=True)
+    assert (result["bad_rows"], result["n"]) == (1, 12)
+    bad, *good = BENCHMARKS["easy_vqa"].read(Root(easy))
+    assert isinstance(bad, BadRow) and str(bad).startswith("test/questions.json, row 1: ")
+    assert len(good) == 12 and all(isinstance(each, Item) for each in good)

@@ -49,6 +49,7 @@ def test_the_program_writes_results_and_samples(answers, tmp_path):
     counts = {name: found[name] for name in ("n", "answered", "unparsed", "failed", "missing", "bad_rows")}
     assert counts == {"n": 24, "answered": 24, "unparsed": 1, "failed": 0, "missing": 0, "bad_rows": 0}
     assert (found["scoring"], found["judge"], found["settings"]["answers"]) == ("standard", "none", str(answers))
+    assert found["settings"]["source"] is None
     assert 0 < found["value"] < 100 and 0 < found["standard_error"] < 50 and "F1" in found["scorer"]
     samples = [json.loads(line) for line in (tmp_path / "out" / "pope.samples.jsonl").read_text().splitlines()]
     assert len(samples) == 24 and samples[0] == {
@@ -105,6 +106,11 @@ def test_all_are_those_with_answers(tmp_path):
         assert len(score.report(each).splitlines()) == 1
     unscored = {each["benchmark"] for each in found if each["value"] is None}
     assert unscored == {"vqav2", "vizwiz", "mm-vet", "llava", "mmbench", "mmbench_cn"}
+
+
+def test_the_source_of_answers_is_told(answers, tmp_path):
+    change(answers, lambda lines: lines.__setitem__(0, lines[0].replace("}", ', "source": "run a, beams 5"}')))
+    assert result(answers, tmp_path)["settings"]["source"] == "run a, beams 5"
 
 
 def test_order_and_index_do_not_matter_where_the_id_says_enough(tmp_path):

@@ -47,16 +47,21 @@ class Asker:
     weight_kind: str | None = None
     cache: str | None = None
     layout: Callable = anywhere  # see `Answerer.load`
+    traversal: str | None = None
+    system: str | None = None
+    loaded: Answerer | None = None  # what answers, where it is at hand
 
     @functools.cached_property
     def answerer(self) -> Answerer:
-        return Answerer.load(self.step_dir, self.weight_kind, self.cache, self.layout)
+        options = (self.weight_kind, self.cache, self.layout, self.traversal, self.system)
+        return self.loaded or Answerer.load(self.step_dir, *options)
 
     def tokens(self, benchmark: Benchmark) -> int:
         return self.max_new_tokens or INSTRUCTIONS[benchmark.asks_as()].max_new_tokens
 
     def source(self, benchmark: Benchmark) -> str:
-        how = f"{self.decoding}, {self.tokens(benchmark)} tokens{weights.named(self.weight_kind, self.cache)}"
+        changed = weights.named(self.weight_kind, self.cache, self.traversal, self.system)
+        how = f"{self.decoding}, {self.tokens(benchmark)} tokens{changed}"
         return f"{manifest.identity(self.step_dir)}, {how}, trol_jax {trol_jax.__version__}"
 
     def read(self, benchmark: Benchmark) -> Iterator[Item | BadRow]:
@@ -160,16 +165,20 @@ def evaluate(
     weight_kind: str | None = None,
     cache: str | None = None,
     layout: Callable = anywhere,
+    traversal: str | None = None,
+    system: str | None = None,
+    answerer: Answerer | None = None,
     **scored,
 ) -> Iterator[dict | UserError]:
     """Yields of each benchmark its result, as `score.score` does, or what stopped it.
 
-    names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. scored: see
-    `score.score_one`. Started again it goes on where it was stopped, and asks again what could not be asked.
+    names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. answerer: the checkpoint's,
+    where it is loaded. scored: see `score.score_one`. Started again it goes on where it was stopped, and asks again
+    what could not be asked.
     """
     part = slice(offset, None if limit is None else offset + limit)
     decoding, answers = Decoding(beams=beams), Path(output) / ANSWERS
-    options = (decoding, batch_size, max_new_tokens, weight_kind, cache, layout)
+    options = (decoding, batch_size, max_new_tokens, weight_kind, cache, layout, traversal, system, answerer)
     asker = Asker(checkpoint.resolve(path), Path(root), answers, *options)
     for benchmark in score.chosen(names):
         began = time.monotonic()

@@ -18,7 +18,8 @@ def score(rows: Iterable[Mapping]) -> dict:
     Accuracies are shares of 1; a kind without rows is left out.
     """
     rows = [(row["kind"], is_right(row["prediction"], row["answer"])) for row in rows]
-    by_kind = {kind: [right for k, right in rows if k == kind] for kind in KINDS}
+    kinds = dict.fromkeys([*KINDS, *(kind for kind, _ in rows)])  # those of easy-vqa first
+    by_kind = {kind: [right for k, right in rows if k == kind] for kind in kinds}
     return _summary([right for _, right in rows]) | {
         "by_kind": {kind: _summary(marks) for kind, marks in by_kind.items() if marks}
     }

@@ -33,6 +33,7 @@ INSTRUCTIONS = {
     "mathvista": Instruction("", 512),
     "mathverse": Instruction("", 512, image_first=False),
     "visualwebbench": Instruction("", 512),
+    "easy_vqa": Instruction("", 4),  # ours, as `runner` asks it
     "demo": Instruction("", 512, image_first=False),
 }
 

@@ -83,6 +83,7 @@ class Benchmark:
     scorings: Mapping[str, Scoring]  # "trol": what the original computes; "standard": the benchmark's own definition
     unit: str = "percent"
     instruction: str = ""  # the entry of `instructions.INSTRUCTIONS`; by default that of the name
+    published: bool = True  # one of those that "all" means
 
     def asks_as(self) -> str:
         return self.instruction or self.name

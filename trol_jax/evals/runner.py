@@ -40,12 +40,14 @@ def evaluate(
     weight_kind: str | None = None,
     cache: str | None = None,
     layout: Callable = anywhere,
+    traversal: str | None = None,
+    system: str | None = None,
 ) -> dict:
     """Ask the test questions (the first `limit` of them) and write ANSWERS, RESULT, SAMPLES and GATES into `output`.
 
-    output: by default the run's directory. root: data folder, by default the run's. weight_kind, cache, layout: see
-    `Answerer.load`. Started again it goes on where it was stopped, and asks nothing that was answered in the same way.
-    Returns what RESULT holds.
+    output: by default the run's directory. root: data folder, by default the run's. weight_kind, cache, layout,
+    traversal and system: see `Answerer.load`. Started again it goes on where it was stopped, and asks nothing that was
+    answered in the same way. Returns what RESULT holds.
     """
     began = time.monotonic()
     step_dir = checkpoint.resolve(path)
@@ -55,7 +57,7 @@ def evaluate(
     data = EasyVQA("test", root or trained_on or None)
     everything = data.questions()
     rows = everything[:limit]
-    how = f"greedy {MAX_NEW_TOKENS}{weights.named(weight_kind, cache)}"
+    how = f"greedy {MAX_NEW_TOKENS}{weights.named(weight_kind, cache, traversal, system)}"
     source = f"{manifest.identity(step_dir)}, {how}, data {data.fingerprint()}"
 
     # ------------------------------------------------------------------ what was answered before
@@ -70,7 +72,7 @@ def evaluate(
 
     # ------------------------------------------------------------------ ask
     if todo:
-        answerer = Answerer.load(step_dir, weight_kind, cache, layout)
+        answerer = Answerer.load(step_dir, weight_kind, cache, layout, traversal, system)
         questions = [Question(row["question"], [row["image"]]) for row in todo]
         looks = dict(desc="evaluate", unit="question", mininterval=1.0, dynamic_ncols=True)
         with tqdm(initial=len(rows) - len(todo), total=len(rows), **looks) as bar:
@@ -195,6 +197,8 @@ def training(step_dir: Path) -> str:
         for text in (run_directory(step_dir) / "metrics.jsonl").read_text().splitlines():
             values = json.loads(text)
             if values["step"] <= step:
+                if "examples_per_second" not in values:
+                    continue  # an evaluation
                 seconds += (values["step"] - done) * batch_size / values["examples_per_second"]
                 done = values["step"]
     except (OSError, ValueError, KeyError, ZeroDivisionError):

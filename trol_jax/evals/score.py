@@ -96,7 +96,8 @@ def score_one(
     samples = take(benchmark, scoring, items, answers / f"{benchmark.name}.jsonl", problems, part)
     if bad_rows == "fail":
         problems.refuse()
-    where = {"root": str(root), "answers": str(answers), "bad_rows": bad_rows}
+    where = {"root": str(root), "answers": str(answers), "source": source(answers / f"{benchmark.name}.jsonl")}
+    where["bad_rows"] = bad_rows
     judge, unjudged = judge or NoJudge(), 0
     rules = benchmark.scorings[scoring]
     if rules.judged is None:
@@ -115,8 +116,9 @@ def score_one(
 
 
 def chosen(names: Sequence[str]) -> list[Benchmark]:
-    """Those of BENCHMARKS that are named, or ["all"]."""
-    names = list(BENCHMARKS) if list(names) == ["all"] else names
+    """Those of BENCHMARKS that are named, or ["all"] that are published."""
+    if list(names) == ["all"]:
+        return [benchmark for benchmark in BENCHMARKS.values() if benchmark.published]
     for name in names:
         if name not in BENCHMARKS:
             close = difflib.get_close_matches(name, BENCHMARKS, n=1)
@@ -180,6 +182,14 @@ def take(
 
 def answer_lines(file: Path) -> Iterator[Row]:
     return Root("").lines(str(file))
+
+
+def source(file: Path) -> str | None:
+    """What the answers say that they are of: a checkpoint, and how it was asked."""
+    found = {
+        str(row.data["source"]) for row in answer_lines(file) if isinstance(row.data, dict) and "source" in row.data
+    }
+    return "; ".join(sorted(found)) or None
 
 
 class Places:

@@ -3,6 +3,7 @@
 from trol_jax.evals.benchmarks import (
     ai2d,
     chartqa,
+    easy_vqa,
     gqa,
     hallusionbench,
     llava,
@@ -25,10 +26,15 @@ from trol_jax.evals.benchmarks import (
 from trol_jax.evals.items import Benchmark
 
 _SINGLE = (
-    vqav2, gqa, sqa, vizwiz, textvqa, pope, mme, mm_vet, mmmu, mathvista, ai2d, hallusionbench, chartqa, seed, llava,
-    mmstar, mathverse, visualwebbench,
+    vqav2, gqa, sqa, vizwiz, pope, mme, mm_vet, mmmu, mathvista, ai2d, hallusionbench, chartqa, seed, llava,
+    mmstar, mathverse, visualwebbench, easy_vqa,
 )  # fmt: skip
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for benchmark in (*(module.BENCHMARK for module in _SINGLE), *mmbench.BENCHMARKS, *qbench.BENCHMARKS)
+    for benchmark in (
+        *(module.BENCHMARK for module in _SINGLE),
+        *textvqa.BENCHMARKS,
+        *mmbench.BENCHMARKS,
+        *qbench.BENCHMARKS,
+    )
 }

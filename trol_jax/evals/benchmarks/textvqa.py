@@ -1,4 +1,4 @@
-"""TextVQA val, with OCR tokens in the questions of LLaVA's file."""
+"""TextVQA val, with OCR tokens in the questions as in LLaVA's file, or without (which gives lower scores)."""
 
 import dataclasses
 
@@ -8,18 +8,22 @@ from trol_jax.evals.files import Root, Row, each
 from trol_jax.evals.items import Benchmark, Item
 from trol_jax.evals.scoring import first_of_each_id
 
-QUESTIONS, ANNOTATIONS = "TextVQA/llava_textvqa_val_v051_ocr.json*", "TextVQA/TextVQA_0.5.1_val.json"
+WITH_OCR, WITHOUT_OCR = "TextVQA/llava_textvqa_val_v051_ocr.json", "TextVQA/llava_textvqa_val_v051.json"
+ANNOTATIONS = "TextVQA/TextVQA_0.5.1_val.json"
 
 
-def read(root: Root):
-    answers = Answers(root)
+def reader(file: str):
+    def read(root: Root):
+        answers = Answers(root)
 
-    def item(row):
-        images = (root.picture(row, "TextVQA/train_images", row.text("image")),)
-        fields = {"in_place": answers.in_place(row)}
-        return Item(row.get("question_id", str, int), row.text("text"), images, answers.of(row), fields)
+        def item(row):
+            images = (root.picture(row, "TextVQA/train_images", row.text("image")),)
+            fields = {"in_place": answers.in_place(row)}
+            return Item(row.get("question_id", str, int), row.text("text"), images, answers.of(row), fields)
 
-    return each(root.objects(root.find(QUESTIONS)[0]), item)
+        return each(root.objects(root.find(f"{file}*")[0]), item)
+
+    return read
 
 
 class Answers:
@@ -57,4 +61,8 @@ TROL = dataclasses.replace(
     mark=mark_in_place,
     select=first_of_each_id,
 )
-BENCHMARK = Benchmark("textvqa", read, {"trol": TROL, "standard": vqa.VQA})
+SCORINGS = {"trol": TROL, "standard": vqa.VQA}
+BENCHMARKS = (
+    Benchmark("textvqa", reader(WITH_OCR), SCORINGS),
+    Benchmark("textvqa_no_ocr", reader(WITHOUT_OCR), SCORINGS, instruction="textvqa"),
+)
