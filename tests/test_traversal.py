@@ -10,7 +10,6 @@ import pytest
 
 import tiny
 from trol_jax.infer.generate import generate
-from trol_jax.models import decoder
 from trol_jax.models.cache import Cache
 from trol_jax.models.layers import REMAT_POLICIES, unstack_layers
 from trol_jax.models.trol import TroL
@@ -22,26 +21,31 @@ def run(module, params, tokens, images=None, **options):
     return module.apply({"params": params}, tokens, images, **options)
 
 
+def with_options(module, **options):
+    config = module.config
+    traversal = dataclasses.replace(config.traversal, **options)
+    return dataclasses.replace(module, config=dataclasses.replace(config, traversal=traversal))
+
+
 def close(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_formula():
     x, w = jax.random.normal(jax.random.key(0), (2, 3, 4)), jax.random.normal(jax.random.key(1), (4, 4))
-    layer = lambda h: (jnp.tanh(h @ w), h.sum())  # noqa: E731
-    gate = lambda h: gate_score(h, w[0], jnp.float32(0.3))  # noqa: E731
+    layer = lambda h, n: jnp.tanh(h @ w)  # noqa: E731
+    gate = lambda h, n: gate_score(h, w[0], jnp.float32(0.3))  # noqa: E731
     h1 = jnp.tanh(x @ w)
     h2 = jnp.tanh(h1 @ w)
     s = (0.5 * jnp.tanh(h1 @ w[0] + 0.3) + 0.5)[..., None]
-    y, first, scores = traverse(layer, gate, x)
+    y, scores = traverse(layer, gate, x)
     close(y, (1 - s) * h1 + s * h2)
-    close(first, x.sum())
     close(scores, s[None, ..., 0])
-    y1, _, none = traverse(layer, gate, x, passes=1)
+    y1, none = traverse(layer, gate, x, passes=1)
     close(y1, h1)
     assert none.shape == (0, 2, 3)
     s3 = (0.5 * jnp.tanh(h2 @ w[0] + 0.3) + 0.5)[..., None]
-    y3, _, scores = traverse(layer, gate, x, passes=3)
+    y3, scores = traverse(layer, gate, x, passes=3)
     close(y3, (1 - s3) * ((1 - s) * h1 + s * h2) + s3 * jnp.tanh(h2 @ w))
     assert scores.shape == (2, 2, 3)
 
@@ -143,7 +147,7 @@ def test_packed_samples_and_isolated_turns_are_as_alone(family):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_decoding_equals_its_definition(family, monkeypatch):
+def test_decoding_equals_its_definition(family):
     """Two passes where the prompt is and one where the answer is, as one run over both without any cache.
 
     A gate that is shut for the answer's tokens is that definition: their states are those of the first pass, and what
@@ -163,11 +167,9 @@ def test_decoding_equals_its_definition(family, monkeypatch):
         cache = out["cache"]
         states.append(x)
 
-    score = decoder.gate_score
-    monkeypatch.setattr(
-        decoder, "gate_score", lambda h, *gate: jnp.where(jnp.arange(h.shape[1]) < length, score(h, *gate), 0.0)
-    )
-    defined, out = jax.jit(lambda: module.apply({"params": params}, given, images))()
+    prompt_only = with_options(module, tokens="prompt")
+    answer = jnp.arange(given.shape[1])[None] >= length
+    defined, out = run(prompt_only, params, given, images, loss_mask=answer)
     assert (out["gate"][..., length:] == 0).all() and (out["gate"][..., :length] > 0).all()
     close(jnp.concatenate(states, axis=1), defined)
     logits = module.apply({"params": params}, defined[:, length - 1 :], method="logits")

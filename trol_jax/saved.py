@@ -56,7 +56,7 @@ class Saved:
 def read(step_dir: str | os.PathLike) -> Saved:
     """Of one step, each file checked by its checksum. UserError for one that is missing, damaged or not understood."""
     step_dir = Path(step_dir)
-    model = typed.from_dict(checkpoint.read_json(step_dir, MODEL), ModelConfig, f"{step_dir / MODEL}: model")
+    model = typed.from_dict(checkpoint.read_json(step_dir, MODEL), ModelConfig, f"{step_dir / MODEL}: model", old=True)
     path = step_dir / TOKENIZER
     files = manifest.read(step_dir)["files"]
     tokenizer = Tokenizer.parse(checkpoint.read_file(step_dir, TOKENIZER), path) if TOKENIZER in files else None
@@ -84,4 +84,4 @@ def read_settings(step_dir: str | os.PathLike) -> config_lib.RunConfig | None:
     """Only the settings of the run; None where the arrays were converted."""
     raw = checkpoint.read_config(step_dir)
     where = f"{Path(step_dir) / checkpoint.CONFIG}: config"
-    return None if raw is None else config_lib.from_dict(raw, where)
+    return None if raw is None else config_lib.from_dict(raw, where, old=True)

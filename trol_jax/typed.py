@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON-like dicts and back: every field must be there, and no other."""
+"""Frozen dataclasses from JSON-like dicts and back: what has no default must be there, and nothing unknown may be."""
 
 import dataclasses
 import difflib
@@ -11,8 +11,11 @@ from trol_jax.errors import UserError
 TYPE = "type"  # of the alternatives of a field, the class that was meant; the first where nothing is said
 
 
-def from_dict(raw: Mapping[str, Any], cls, where: str):
-    """A typed copy of nested dicts; UserError for an unknown key, a missing key or a value of the wrong type."""
+def from_dict(raw: Mapping[str, Any], cls, where: str, old: bool = False):
+    """A typed copy of nested dicts; UserError for an unknown key, a missing key or a value of the wrong type.
+
+    old: it may have been written before some of the fields were there; those have defaults, which count for it.
+    """
     if not isinstance(raw, Mapping):
         raise UserError(f"{where} is {raw!r}, must hold settings")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -21,20 +24,25 @@ def from_dict(raw: Mapping[str, Any], cls, where: str):
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {where}.{close[0]}?" if close else f"known keys: {', '.join(fields)}"
             raise UserError(f"{where}.{key} is not a setting; {hint}")
-    if missing := [name for name in fields if name not in raw]:
-        raise UserError(f"{where} lacks the settings {', '.join(missing)}")
-    return cls(**{name: _value(raw[name], field.type, f"{where}.{name}") for name, field in fields.items()})
+    given = {name: field for name, field in fields.items() if name in raw}
+    if missing := [name for name in fields.keys() - given if not (old and _has_default(fields[name]))]:
+        raise UserError(f"{where} lacks the settings {', '.join(name for name in fields if name in missing)}")
+    return cls(**{name: _value(raw[name], field.type, f"{where}.{name}", old) for name, field in given.items()})
 
 
-def _value(value, wanted, place: str):
+def _has_default(field: dataclasses.Field) -> bool:
+    return (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+
+
+def _value(value, wanted, place: str, old: bool):
     if _is_choice(wanted):
         known = {cls.__name__: cls for cls in get_args(wanted)}
         chosen = value.get(TYPE, next(iter(known))) if isinstance(value, Mapping) else None
         if chosen not in known:
             raise UserError(f"{place}.{TYPE} is {chosen!r}, must be one of {', '.join(known)}")
-        return from_dict({name: each for name, each in value.items() if name != TYPE}, known[chosen], place)
+        return from_dict({name: each for name, each in value.items() if name != TYPE}, known[chosen], place, old)
     if dataclasses.is_dataclass(wanted):
-        return from_dict(value, wanted, place)
+        return from_dict(value, wanted, place, old)
     value = _frozen(value)
     plain = isinstance(wanted, types.UnionType)
     accepted = wanted if plain else {int: int, float: (int, float), str: str, bool: bool}.get(wanted, object)

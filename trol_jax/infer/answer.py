@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from trol_jax import checkpoint, saved
 from trol_jax.data.images import load_image, prepare
@@ -25,8 +26,10 @@ from trol_jax.infer.generate import inputs
 from trol_jax.infer.server import Request, Server
 from trol_jax.models.layers import anywhere
 from trol_jax.models.trol import TroL
+from trol_jax.models.variants import with_traversal
 
-Picture = np.ndarray | bytes | str | os.PathLike  # uint8[height, width, 3] of any size, a file or its content
+# uint8[height, width, 3] of any size, what Pillow opened, a file or its content
+Picture = np.ndarray | Image.Image | bytes | str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,17 +71,21 @@ class Answerer:
         weight_kind: str | None = None,
         cache: str | None = None,
         layout: Callable = anywhere,
+        traversal: str | None = None,
+        system: str | None = None,
     ) -> "Answerer":
         """From a run, its checkpoints or one step. UserError if it is missing, damaged or never learned to answer.
 
         weight_kind: one of `weights.KINDS`, by default as stored; all but float32 compute in bfloat16 (on a CPU in
         float32). cache: bfloat16 or int8, by default what is computed in. layout: a
-        `sharding.rules.Layout`, by default the first device.
+        `sharding.rules.Layout`, by default the first device. traversal: options to answer by instead of those the model
+        was trained with, as `answer_passes=1`. system: the message before the question; "" = none,
+        by default that of training, or of a converted model the original's.
         """
         step_dir = checkpoint.resolve(path)
         here = saved.read_whole(step_dir)
         run = here.settings
-        if run is not None and run.objective != "answers":
+        if run is not None and run.objective == "words":
             raise UserError(
                 f"{step_dir} cannot answer: it was trained for {run.objective} (config.objective); "
                 f"train a run that starts from it (config.start_from) first"
@@ -89,9 +96,11 @@ class Answerer:
             raise UserError(f"a cache in {cache!r} is not known; choose float32, bfloat16 or int8")
         few = weight_kind not in (None, "float32") and jax.default_backend() != "cpu"
         dtype = jnp.bfloat16 if few else jnp.dtype(run.dtype if run and weight_kind is None else jnp.float32)
-        model = TroL(here.model, dtype, separate=True, layout=layout)
+        model = TroL(with_traversal(here.model, traversal or ""), dtype, separate=True, layout=layout)
         params = weights.load(step_dir, model, weight_kind)
-        return cls(model, params, here.tokenizer, run.data.system if run else SYSTEM, cache and jnp.dtype(cache))
+        if system is None:
+            system = run.data.system if run else SYSTEM
+        return cls(model, params, here.tokenizer, system, cache and jnp.dtype(cache))
 
     # ------------------------------------------------------------------ questions to tokens
     def prompt(self, question: Question, tiles: Sequence[int]) -> list[int]:
@@ -121,7 +130,7 @@ class Answerer:
         how = (config.family, config.vision.image_size, config.max_tiles)
         if isinstance(picture, str | os.PathLike):
             return _tiles_of_file(os.fspath(picture), *how)
-        return prepare(load_image(picture) if isinstance(picture, bytes) else picture, *how)
+        return prepare(load_image(picture) if isinstance(picture, bytes | Image.Image) else picture, *how)
 
     # ------------------------------------------------------------------ tokens to answers
     @property

@@ -94,9 +94,10 @@ def padded(length: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _start(model: TroL, size: int, length: int, dtype) -> Slots:
-    c = model.config.decoder
+    c, passes = model.config.decoder, model.config.token_passes
     zeros = functools.partial(jnp.zeros, size)
-    empty = stored([jnp.zeros((size, length, c.kv_heads, c.head_dim), model.dtype)] * 2, dtype or model.dtype)
+    nothing = jnp.zeros((size, length, c.kv_heads, c.head_dim), model.dtype)
+    empty = stored([nothing] * 2 * passes, dtype or model.dtype)
     cache = Cache(
         kv=placed(tuple([a] * c.layers for a in empty), model.layout),
         valid=jnp.zeros((size, length), bool),

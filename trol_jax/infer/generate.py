@@ -72,13 +72,13 @@ def prefill(model: TroL, params, tokens, segment_ids, images, new_slots: int, dt
 
 
 def decoder(model: TroL, params) -> Callable:
-    """A function of tokens int[B, T] and a cache, one pass for each token: (logits [B, T, V], cache)."""
+    """A function of tokens int[B, T] and a cache, as a rule one pass for each token: (logits [B, T, V], cache)."""
     # A scan would copy each layer's slice of the weights for every token: decode over separate arrays.
     model = dataclasses.replace(model, separate=True)
     apply = functools.partial(model.apply, {"params": unstack_layers(params)})
 
     def step(tokens, cache, **options):
-        x, out = apply(tokens, cache=cache, passes=1, **options)
+        x, out = apply(tokens, cache=cache, passes=model.config.token_passes, **options)
         return apply(x, method="logits"), out["cache"]
 
     return step

@@ -65,9 +65,11 @@ def _made(array: np.ndarray, make: Callable, layout: Callable, axes: tuple[str |
     return jax.device_put(made, layout.like(made, axes))
 
 
-def named(weight_kind: str | None, cache: str | None) -> str:
+def named(weight_kind: str | None, cache: str | None, traversal: str | None = None, system: str | None = None) -> str:
     """What is not as by default, for the record of a measurement."""
-    return "".join(f", {name} {value}" for name, value in (("weights", weight_kind), ("cache", cache)) if value)
+    changed = {"weights": weight_kind, "cache": cache, "traversal": traversal}
+    told = "" if system is None else f", system {system!r}"
+    return "".join(f", {name} {value}" for name, value in changed.items() if value) + told
 
 
 def size(params: Any) -> int:

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far. Traversal keeps those of the first pass only."""
+"""Keys and values of the tokens so far. Traversal keeps those of the first pass only, unless it decodes too."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from trol_jax.ops.quantization import to_int8
 @struct.dataclass
 class Cache:
     """kv: (keys, values), each a list with [B, K, S, H] for each layer; keys are stored rotated. In int8 two more lists
-    follow, of their scales, float32[B, K, S].
+    follow, of their scales, float32[B, K, S]. Of further passes that are kept the same follows.
     valid: bool[B, S], slots that hold a token (padding does not count).
     lengths: int32[B], tokens so far and so the position of the next one.
     index: int32[B], the slot the next token of each row goes to.
@@ -49,7 +49,9 @@ class Cache:
 
 
 def stored(kv, dtype) -> tuple[jax.Array, ...]:
-    """(keys, values) of some tokens, [B, T, K, H], as a cache of that dtype holds them."""
+    """(keys, values) of some tokens, [B, T, K, H], of a pass or more, as a cache of that dtype holds them."""
+    if len(kv) > 2:
+        return *stored(kv[:2], dtype), *stored(kv[2:], dtype)
     kv = [a.swapaxes(1, 2) for a in kv]
     if jnp.dtype(dtype) == jnp.int8:  # also of its name
         values, scales = zip(*map(to_int8, kv), strict=True)

@@ -12,9 +12,10 @@ from trol_jax.models import kernels
 from trol_jax.models.cache import placed, stored, write
 from trol_jax.models.layers import Linear, RMSNorm, anywhere, stack
 from trol_jax.models.variants import DecoderConfig
+from trol_jax.ops import traversal
 from trol_jax.ops.attention import attention, cached_attention
 from trol_jax.ops.rotary import rotate
-from trol_jax.ops.traversal import gate_score, traverse
+from trol_jax.ops.traversal import RELEASED, Traversal, traverse
 
 
 @struct.dataclass
@@ -26,6 +27,8 @@ class Context:
     sin: jax.Array
     image_mask: jax.Array  # bool[B, T], where partial LoRA applies
     index: jax.Array | None = None  # int32[B], cache slot of the first token
+    traversed: jax.Array | None = None  # bool[B, T], tokens that are traversed; None = all
+    positions: jax.Array | None = None  # int32[B, T], where scores are drawn
 
 
 class Pass(nn.Module):
@@ -75,23 +78,54 @@ class Pass(nn.Module):
 
 class TraversedLayer(nn.Module):
     config: DecoderConfig
+    traversal: Traversal
     passes: int
     dtype: Any
     deterministic: bool
     layout: Callable
 
     @nn.compact
-    def __call__(self, x, gate, cached, context):
-        """gate: (kernel [D], bias []). Returns (x, (first-pass keys and values, scores))."""
+    def __call__(self, x, gate, number, cached, context):
+        """gate: see `ops.traversal.score`. number: int32[], that of the layer, where it matters.
+
+        Returns (x, (keys and values of the first pass, or with `decode` of each, scores)).
+        """
         self.sow("intermediates", "hidden", x)  # what enters the layer, for callers that ask for intermediates
-        one_pass = Pass(self.config, self.dtype, self.deterministic, self.layout, name="block")
-        x, kv, scores = traverse(lambda h: one_pass(h, cached, context), lambda h: gate_score(h, *gate), x, self.passes)
-        return x, (kv, scores)
+        block = Pass(self.config, self.dtype, self.deterministic, self.layout, name="block")
+        kept = self.passes if self.traversal.decode else 1
+        draw = self.draw(number, context)
+        where, here = context.traversed, None
+        if self.traversal.layers != "all":
+            here = jnp.array(traversal.traversed(self.traversal.layers, self.config.layers))[number]
+            where = here[None, None] if where is None else here & where
+
+        kvs = []
+
+        def one_pass(h, n):
+            size, slot = cached and len(cached) // kept, min(n, kept - 1)
+            run = lambda block, h: block(h, cached and cached[slot * size : (slot + 1) * size], context)  # noqa: E731
+            skip = lambda block, h: (h, kvs[0])  # noqa: E731
+            h, kv = run(block, h) if here is None or n == 0 else nn.cond(here, run, skip, block, h)
+            kvs.append(kv)
+            return h
+
+        score = lambda h, n: traversal.score(self.traversal, gate, h, n, draw)  # noqa: E731
+        x, scores = traverse(one_pass, score, x, self.passes, self.traversal.mix, where)
+        return x, (sum(kvs[1:kept], kvs[0]), scores)
+
+    def draw(self, number, context):
+        if self.traversal.mix != "random" or self.passes == 1:
+            return None
+        places = context.positions
+        if self.deterministic:
+            return jax.random.fold_in(jax.random.key(0), number), places
+        return self.make_rng("dropout"), jnp.arange(places.size).reshape(places.shape)
 
 
 class Decoder(nn.Module):
     config: DecoderConfig
     shared_gate: bool
+    traversal: Traversal = RELEASED
     dtype: Any = jnp.float32
     scan: bool = True
     remat: str = "none"
@@ -102,15 +136,24 @@ class Decoder(nn.Module):
         c = self.config
         embed = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), (None, "columns"))
         self.embedding = self.param("embedding", embed, (c.vocab + c.extra_rows, c.width))
-        layers = () if self.shared_gate else (c.layers,)
-        names = () if self.shared_gate else ("layers",)
         zeros = nn.initializers.zeros_init()
-        self.gate = (
-            self.param("gate_kernel", nn.with_logical_partitioning(zeros, (*names, "norm")), (*layers, c.width)),
-            self.param("gate_bias", nn.with_logical_partitioning(zeros, names), layers),
-        )
+        self.gate = self.gate_param("kernel", zeros, norm=c.width), self.gate_param("bias", zeros)
+        if self.traversal.gate == "two_linear":
+            fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1)
+            self.gate += (
+                self.gate_param("hidden_kernel", fan_in, embed=c.width, norm=c.width),
+                self.gate_param("hidden_bias", zeros, norm=c.width),
+            )
         self.norm = RMSNorm(c.eps)
         self.head = Linear((c.width,), (c.vocab,), ("embed", "vocab"), dtype=self.dtype)
+
+    def gate_param(self, name, init, **axes):
+        """axes: sizes of one gate's. Before them are those of layers and of gates, where there are several."""
+        layers = {} if self.shared_gate else {"layers": self.config.layers}
+        gates = (self.traversal.gates,) if self.traversal.gates > 1 else ()
+        names = (*layers, *[None for _ in gates], *axes)
+        shape = (*layers.values(), *gates, *axes.values())
+        return self.param(f"gate_{name}", nn.with_logical_partitioning(init, names), shape)
 
     def embed(self, tokens):
         """int[B, T] -> [B, T, D]."""
@@ -120,7 +163,8 @@ class Decoder(nn.Module):
     def __call__(self, x, context, cache=None, *, passes, deterministic=True):
         """x: [B, T, D] embedded tokens. Returns (states after the final norm [B, T, D], out).
 
-        out["kv"]: keys and values [B, T, K, H] by layer, or where a cache is given what it is to hold;
+        out["kv"]: keys and values [B, T, K, H] by layer (with `traversal.decode` those of each pass), or where a cache
+        is given what it is to hold;
         out["gate"]: scores float32[L, passes - 1, B, T].
         """
         gate_axis = nn.broadcast if self.shared_gate else 0
@@ -129,12 +173,15 @@ class Decoder(nn.Module):
             copied = lambda tree: {"params": kernels.copied(tree["params"], self.layout, self.dtype)}  # noqa: E731
             layer = nn.map_variables(TraversedLayer, "params", copied)
         run = stack(
-            layer, self.config.layers, in_axes=(gate_axis, 0, nn.broadcast),
+            layer, self.config.layers, in_axes=(gate_axis, 0, 0, nn.broadcast),
             scan=self.scan, remat=self.remat, separate=self.separate, copies=layer is not TraversedLayer,
-            config=self.config, passes=passes, dtype=self.dtype, deterministic=deterministic, layout=self.layout,
+            config=self.config, traversal=self.traversal, passes=passes,
+            dtype=self.dtype, deterministic=deterministic, layout=self.layout,
         )  # fmt: skip
         cached = None if cache is None else cache.kv
         if cache is not None and not self.separate:
             cached = jax.tree.map(jnp.stack, cached, is_leaf=lambda leaf: isinstance(leaf, list))
-        x, (kv, scores) = run(x, self.gate, cached, context)
+        numbered = self.traversal.layers != "all" or self.traversal.mix == "random"
+        numbers = jnp.arange(self.config.layers) if numbered else None
+        x, (kv, scores) = run(x, self.gate, numbers, cached, context)
         return self.norm(x), {"kv": kv, "gate": jnp.stack(scores) if isinstance(scores, list) else scores}

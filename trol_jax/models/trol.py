@@ -15,6 +15,7 @@ from trol_jax.models.variants import ModelConfig
 from trol_jax.models.vit import VisionTransformer
 from trol_jax.ops.attention import cache_mask, prompt_mask
 from trol_jax.ops.rotary import rotary_table
+from trol_jax.ops.traversal import TOKENS
 
 
 class TroL(nn.Module):
@@ -36,7 +37,7 @@ class TroL(nn.Module):
         )  # fmt: skip
         self.vision = VisionTransformer(c.vision, **how)
         self.projector = Projector(c.decoder.width, c.shuffle, self.dtype, self.layout)
-        self.decoder = Decoder(c.decoder, c.shared_gate, **how)
+        self.decoder = Decoder(c.decoder, c.shared_gate, c.traversal, **how)
 
     def patches(self, images):
         """float[I, height, width, C], normalised -> what the tower makes of each patch, [I, P, D of the tower]."""
@@ -48,7 +49,7 @@ class TroL(nn.Module):
 
     def __call__(
         self, tokens, images=None, *, segment_ids=None, turn_ids=None, positions=None, cache=None, mask=None,
-        passes=None, deterministic=True,
+        passes=None, loss_mask=None, deterministic=True,
     ):  # fmt: skip
         """Run the tokens of a prompt, a training row or a generation step.
 
@@ -59,11 +60,14 @@ class TroL(nn.Module):
         positions: int[B, T]; by default the running count of tokens that are not padding.
         mask: bool[B, T, S], which slots of the cache each token sees; by default those before it and its own.
         passes: by default the config's for more than one token, 1 for a single one, as the original.
+        loss_mask: bool[B, T], tokens of answers, which may be left out of traversal; by default all are of the prompt.
         Returns (states [B, T, D] after the final norm, out) with out["gate"] scores [L, passes - 1, B, T] and
         out["kv"] the first pass's keys and values by layer, or out["cache"] the new cache if one was given.
         """
         c = self.config
-        passes = (c.passes if tokens.shape[1] > 1 else 1) if passes is None else passes
+        if passes is None:
+            several = c.prompt_passes if deterministic else c.passes
+            passes = several if tokens.shape[1] > 1 else c.token_passes
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         valid = segment_ids != 0
         if positions is None:
@@ -84,7 +88,10 @@ class TroL(nn.Module):
             features = self.encode_images(images.reshape(-1, *images.shape[2:]))
             x = place(x, features.reshape(len(tokens), -1, x.shape[-1]), image_mask)
         x = self.layout(x, "batch", "tokens", "act_embed")
-        context = Context(mask, cos, sin, image_mask, index)
+        traversed = TOKENS[c.traversal.tokens](image_mask, loss_mask)
+        context = Context(
+            mask, cos, sin, image_mask, index, traversed, positions if c.traversal.mix == "random" else None
+        )
         x, out = self.decoder(x, context, cache, passes=passes, deterministic=deterministic)
         if cache is not None:
             out["cache"] = cache.replace(kv=tuple(map(list, out.pop("kv"))))

@@ -7,7 +7,9 @@ ViT-L/14 at 490 px; Phi-3-mini-128k with InternViT-300M at 448 px).
 import dataclasses
 
 from trol_jax.errors import UserError
+from trol_jax.ops import traversal
 from trol_jax.ops.rotary import DynamicNTK, Su
+from trol_jax.ops.traversal import RELEASED, Traversal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,17 @@ class ModelConfig:
     max_tiles: int  # 1 = the picture is squeezed to a square; else dynamic tiles
     shared_gate: bool = True  # one gate for all layers as released; False: one a layer as in the paper
     passes: int = 2
+    traversal: Traversal = RELEASED
+
+    @property
+    def prompt_passes(self) -> int:
+        """Passes over prompts, when answering."""
+        return self.traversal.answer_passes or self.passes
+
+    @property
+    def token_passes(self) -> int:
+        """Passes of each generated token, whose keys and values a cache keeps."""
+        return self.prompt_passes if self.traversal.decode else 1
 
     @property
     def image_tokens(self) -> int:
@@ -128,6 +141,9 @@ TINY_PHI3 = DecoderConfig(
     rope=Su(theta=1e4, short=(1.0,) * 16, long=(1.0,) * 16, max_positions=4096, original_max_positions=4096),
     lora_rank=0, lora_dropout=0.0,
 )  # fmt: skip
+# What its second pass costs, spent otherwise: on as many layers again, or on an MLP that makes up for them.
+TINY_PHI3_DEEPER = dataclasses.replace(TINY_PHI3, layers=6)
+TINY_PHI3_WIDER = dataclasses.replace(TINY_PHI3, hidden=468)
 
 VARIANTS = {
     variant.name: variant
@@ -147,7 +163,14 @@ VARIANTS = {
         ),
         ModelConfig("trol_3_8b", "phi3", INTERN_VIT_300M, PHI3_MINI, shuffle=2, image_token=32013, max_tiles=6),
         ModelConfig("tiny_internlm2", "internlm2", TINY_CLIP, TINY_INTERNLM2, shuffle=1, image_token=512, max_tiles=1),
-        ModelConfig("tiny_phi3", "phi3", TINY_INTERN_VIT, TINY_PHI3, shuffle=2, image_token=0, max_tiles=1),
+        *(
+            ModelConfig(name, "phi3", TINY_INTERN_VIT, decoder, shuffle=2, image_token=0, max_tiles=1)
+            for name, decoder in (
+                ("tiny_phi3", TINY_PHI3),
+                ("tiny_phi3_deeper", TINY_PHI3_DEEPER),
+                ("tiny_phi3_wider", TINY_PHI3_WIDER),
+            )
+        ),
     )
 }  # fmt: skip
 
@@ -157,6 +180,32 @@ def get_variant(name: str) -> ModelConfig:
     if name not in VARIANTS:
         raise UserError(f"model {name!r} is not known; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+
+def with_traversal(config: ModelConfig, text: str) -> ModelConfig:
+    """The model with other options of `ops.traversal.Traversal`, as `tokens=image,layers=first 2`."""
+    known = {field.name: field.type for field in dataclasses.fields(Traversal)}
+    changes = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise UserError(f"traversal {part!r} is not known; give NAME=VALUE of {', '.join(known)}")
+        read = {int: int, bool: {"true": True, "false": False}.__getitem__, str: str}[known[name]]
+        try:
+            changes[name] = read(value.lower())
+        except (ValueError, KeyError):
+            raise UserError(f"traversal.{name} is {value!r}, must be of type {known[name].__name__}") from None
+    changed = dataclasses.replace(config.traversal, **changes)
+    check_traversal(changed, config.passes, config.decoder.layers)
+    return dataclasses.replace(config, traversal=changed)
+
+
+def check_traversal(options: Traversal, passes: int, layers: int, where: str = "traversal") -> None:
+    """UserError for options that cannot work."""
+    try:
+        traversal.check(options, passes, layers)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from None
 
 
 def with_tokenizer(config: ModelConfig, vocab: int, image_token: int) -> ModelConfig:
