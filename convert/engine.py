@@ -20,6 +20,7 @@ from trol_jax.errors import UserError
 from trol_jax.lazy import Lazy
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig
+from trol_jax.ops.traversal import RELEASED
 from trol_jax.rows import assign
 
 CONFIG = "config.json"
@@ -313,6 +314,8 @@ def to_hf(
     export = Export.open(path, dtype)
     model = export.here.model
     checkpoint.refuse_inside(folder)
+    if model.traversal != RELEASED:
+        raise UserError(f"{path} has options of traversal that the original PyTorch code lacks: {model.traversal}")
     if not model.shared_gate:
         logging.warning("the gate differs by layer: the original PyTorch code loads only the last layer's")
     with files.new_folder(folder) as temporary:

@@ -18,7 +18,7 @@ ARROWS = {
     "trol_jax/models": ("trol_jax.models", "trol_jax.ops", "trol_jax.errors"),
     "configs": ("configs",),
     "convert": ("convert", "trol_jax"),
-    "launch": ("launch", "trol_jax", "convert"),
+    "launch": ("launch", "trol_jax", "convert", "configs"),
 }
 
 

@@ -1,8 +1,19 @@
-"""The one exception that is addressed to the person at the keyboard."""
+"""The exceptions that are addressed to the person at the keyboard, or to the scheduler."""
 
 
 class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where (file, row, field, flag) and what to do.
 
-    Programs in `launch/` print it without a traceback and exit with status 2.
+    Programs in `launch/` print it without a traceback and exit with `status`.
     """
+
+    status = 2
+
+
+class Diverged(UserError):
+    """Training that came to nothing: started again it would do so again."""
+
+    status = 3
+
+
+STOPPED = 75  # of a program that was told to stop, and did so with everything saved: start it again (EX_TEMPFAIL)
