@@ -156,6 +156,19 @@ def test_an_answer_is_streamed_and_stopped_by_its_button_or_by_leaving(page, ser
     until(page, lambda: load() == (0, 0))
 
 
+def test_the_next_question_takes_the_place_of_one_that_is_answered(page, served):
+    ask(page, "is it red?", longest=4000)
+    until(page, lambda: served["alpha"].server.load == (1, 0) and answer(page))
+    page.locator("#layer input[type=number]").fill("1")
+    until(page, lambda: "layer 1 of 2" in page.locator("#colors").inner_text())
+    before = answer(page)
+    until(page, lambda: len(answer(page)) > len(before))
+    assert "layer 1 of 2" in page.locator("#colors").inner_text()  # what a person chose stays
+    ask(page, "what shape is it?", longest=4)
+    until(page, lambda: served["alpha"].server.load == (0, 0) and "shape" in page.locator("#colors").inner_text())
+    until(page, lambda: len(answer(page)) < len(before))
+
+
 def test_what_cannot_be_asked_is_said_in_a_line(page, address, picture):
     def told(text):
         page.get_by_text(text).wait_for()
@@ -170,6 +183,8 @@ def test_what_cannot_be_asked_is_said_in_a_line(page, address, picture):
     told("the question is empty; write one")
     ask(page, "is it red?", longest=5000)
     told("shorten the question or max_new_tokens")
+    ask(page, "is it red? " * 100_000)
+    told("the question has 1,100,000 letters; shorten it")
     text.write_text("no picture")
     page.set_input_files("#picture input[type=file]", text)
     page.locator("#picture img").wait_for(state="attached")
@@ -194,6 +209,10 @@ def test_files_of_the_machine_and_remote_ones_are_no_uploads(page, address, pict
         told = page.request.get(f"{address}/gradio_api/queue/data?session_hash={session}").text()
         assert '"success":false' in told.replace(" ", "")
         assert '"success":true' not in told.replace(" ", "")
+    for way in ("file=", "file/", "FILE="):
+        refused = page.request.get(f"{address}/gradio_api/{way}{remote}", max_redirects=0)
+        assert (refused.status, refused.text()) == (403, "") or refused.status == 404
+    assert page.request.get(f"{address}/gradio_api/file={remote}").status == 403
     assert not fetched
 
 

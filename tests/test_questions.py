@@ -98,7 +98,8 @@ def test_an_answer_to_a_question_that_was_changed_is_asked_again(answerer, folde
 
 
 @pytest.mark.parametrize(
-    "content", ["my thesis\nline two\n", "my thesis", '{"question": "a?"}\n', '{"id": 1}\n', "[]\n"]
+    "content",
+    ["my thesis\nline two\n", "my thesis", '{"question": "a?"}\n', '{"id": 1}\n', '{"id": 5, "mine": "data"}', "[]\n"],
 )
 def test_a_file_that_holds_no_answers_stays_as_it_is(folder, content):
     (folder / "answers.jsonl").write_text(content)

@@ -33,10 +33,10 @@ class Journal:
             return {}
         with explained(self.path):
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        known, begin = {}, f'{{"{self.key}": '
+        known = {}
         for number, text in enumerate(lines, start=1):
-            if number == len(lines) and not text.endswith("\n") and (text.startswith(begin) or begin.startswith(text)):
-                continue  # it was being written
+            if number == len(lines) and self._torn(text):
+                continue
             try:
                 old = json.loads(text)
                 source, wanted = old["source"], asked.get(old[self.key])
@@ -52,6 +52,16 @@ class Journal:
         if len(known) < len(lines):
             self.write(known.values())
         return known
+
+    def _torn(self, text: str) -> bool:
+        """Whether the last line of the file was being written; one that is whole but for its end may be of another."""
+        begin = f'{{"{self.key}": '
+        if text.endswith("\n") or not (text.startswith(begin) or begin.startswith(text)):
+            return False
+        try:
+            return json.loads(text).get("source") == self.source
+        except ValueError:
+            return True
 
     def _question(self, line: Mapping) -> dict:
         return {name: value for name, value in line.items() if name not in self.added}

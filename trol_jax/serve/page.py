@@ -7,6 +7,7 @@ import html
 import io
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
@@ -27,6 +28,7 @@ from trol_jax.infer.decoding import Decoding
 from trol_jax.infer.server import Request
 from trol_jax.serve import heat
 from trol_jax.serve.models import Served
+from trol_jax.serve.openai import LETTERS
 
 TITLE = "TroL: what does the model look at twice?"
 INTRO = "# TroL\nAsk about a picture, and see what the model looks at twice."
@@ -39,6 +41,7 @@ EMPTY = "<p class='quiet'>Here the gates of the picture and of the question will
 AT_ONCE = 32  # questions that hold a thread of the 40 that gradio has
 SIDE = 512  # pixels of a picture as shown
 KEPT = 3600  # seconds that an uploaded picture stays on the disk
+REMOTE = re.compile(r"/file[=/]https?:", re.IGNORECASE)  # a path of gradio's that fetches what it names
 LOOK = dict(
     theme=gr.themes.Soft(
         primary_hue="teal",
@@ -129,18 +132,30 @@ class Desk:
         self, name: str, path: str | None, text: str, most: float, temperature: float, seed: float, layer: int,
         page: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
-        """(answer so far, Shown, its HTML, slider), again and again; what a person did wrong raises gr.Error."""
+        """(answer so far, Shown, its HTML, slider), again and again; what a person did wrong raises gr.Error.
+
+        Colours and slider go with the first piece alone: afterwards they are the person's.
+        """
+        rest = None
         try:
             for said, shown in self._answers(name, path, text, Decoding(**_drawn(temperature, seed)), most, page):
-                layer = min(layer, shown.layers)
-                slider = gr.Slider(maximum=shown.layers, value=layer, interactive=True)
-                yield said, shown, show(shown, layer), slider
+                yield said, *(rest or self._first(shown, layer))
+                rest = [gr.skip()] * 3
         except UserError as error:
             raise gr.Error(html.escape(str(error)), title="Not asked", print_exception=False) from None
 
+    def _first(self, shown: Shown, layer: int) -> tuple:
+        layer = min(layer, shown.layers)
+        return shown, show(shown, layer), gr.Slider(maximum=shown.layers, value=layer, interactive=True)
+
     def _answers(self, name, path, text, decoding, most, page) -> Iterator[tuple[str, Shown]]:
         answerer, server = self.served[name].answerer, self.served[name].server
-        pictures = [load_image(pathlib.Path(path).read_bytes())] if path else []
+        if len(text) > LETTERS * server.engine.length:  # tokenising holds up all threads
+            raise UserError(f"the question has {len(text):,} letters; shorten it")
+        try:
+            pictures = [load_image(pathlib.Path(path).read_bytes())] if path else []
+        except FileNotFoundError:
+            raise UserError("the picture is no longer here; load it again") from None
         request = answerer.request(Question(text, pictures), int(_number("Longest answer", most)), decoding)
         self.stop(page)
         server.submit(request)
@@ -150,7 +165,7 @@ class Desk:
             for piece in answerer.stream(request):
                 said, shown = said + piece, shown or Shown.of(answerer, request, text, pictures)
                 yield said, shown
-            if not said and request.gate is not None:
+            if not said and request.gate is not None and self._asked.get(page.session_hash) is request:
                 yield "(an empty answer)", Shown.of(answerer, request, text, pictures)
         finally:
             request.cancel()
@@ -192,7 +207,7 @@ def page(served: dict[str, Served]) -> gr.Blocks:
                     height=300, buttons=[], elem_id="picture",
                 )  # fmt: skip
                 picture.preprocess = _uploaded  # `load_image` alone opens it
-                question = gr.Textbox(label="Question", placeholder="What is in the picture?", lines=2, max_lines=6)
+                question = gr.Textbox(label="Question", placeholder="What is in the picture? Shift+Enter asks.", lines=2, max_lines=6)
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
                     stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
@@ -213,7 +228,7 @@ def page(served: dict[str, Served]) -> gr.Blocks:
         private = dict(api_visibility="private")
         asked = gr.on(
             [ask.click, question.submit], desk.ask, given, results, concurrency_limit=AT_ONCE,
-            show_progress_on=[answer], **private,
+            show_progress_on=[answer], trigger_mode="multiple", **private,
         )  # fmt: skip
         at_once = dict(queue=False, show_progress="hidden", **private)
         stop.click(desk.stop, cancels=[asked], **at_once)
@@ -228,13 +243,25 @@ def mount(app: fastapi.FastAPI, blocks: gr.Blocks, *, queue: int = 64, max_uploa
 
     queue: questions that may wait beyond the `AT_ONCE` that are asked.
     """
-    blocks.queue(max_size=queue, api_open=False)
+    blocks.queue(max_size=max(1, queue), api_open=False)
     limits = dict(max_file_size=f"{max_upload_mb}mb", show_error=False, ssr_mode=False, enable_monitoring=False)
     limits["auth"] = ("trol", key) if key else None
+    app.add_middleware(Unproxied)
     gr.mount_gradio_app(app, blocks, "/", footer_links=[], run_history=False, **limits, **LOOK)
     blocks.has_launched = True  # else gradio, as far as it is mounted, takes any file of this machine for an upload
     for block in blocks.blocks.values():
         block.async_move_resource_to_block_cache = functools.partial(_unless_remote, block)
+
+
+class Unproxied:
+    """ASGI middleware: nobody has this machine fetch an address for them."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        refused = scope["type"] == "http" and REMOTE.search(scope["path"])
+        await (fastapi.Response(status_code=403) if refused else self.app)(scope, receive, send)
 
 
 async def _unless_remote(block: gr.blocks.Block, place: str | None) -> str | None:
