@@ -207,7 +207,8 @@ def page(served: dict[str, Served]) -> gr.Blocks:
                     height=300, buttons=[], elem_id="picture",
                 )  # fmt: skip
                 picture.preprocess = _uploaded  # `load_image` alone opens it
-                question = gr.Textbox(label="Question", placeholder="What is in the picture? Shift+Enter asks.", lines=2, max_lines=6)
+                hint = "What is in the picture? Shift+Enter asks."
+                question = gr.Textbox(label="Question", placeholder=hint, lines=2, max_lines=6)
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask")
                     stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
