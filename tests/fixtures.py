@@ -4,19 +4,25 @@ import contextlib
 import dataclasses
 import json
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 from PIL import Image, ImageDraw
 
 import tiny
-from trol_jax import typed
+from trol_jax import checkpoint, saved, typed
 from trol_jax.checkpoint import CHECKPOINTS, Checkpoints
 from trol_jax.data import easy_vqa
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.tokenizer import train_tokenizer
-from trol_jax.models.trol import TroL
+from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import VARIANTS
 from trol_jax.saved import Saved
 from trol_jax.train import config as config_lib
+from trol_jax.train import parameters
 from trol_jax.train.optimizer import OptimizerOptions
 from trol_jax.train.parameters import LoraOptions
 
@@ -70,6 +76,26 @@ def save_run(directory, family: str = "phi3", step: int = 1, seed: int = 0, **ch
             files=here.files(),
         )
     return directory
+
+
+def save_adapted(directory, family: str, table: parameters.Table):
+    """`directory`/base, and `directory`/run from it, whose trained parameters are random; pairs of rank 2, alpha 4.
+
+    Returns (run, parameters of its model). To be called within `nano_variants`.
+    """
+    base = checkpoint.resolve(save_run(directory / "base", family))
+    config = run_config(family, start_from=str(base), parameters=table, lora=LoraOptions(rank=2, alpha=4.0))
+    here = dataclasses.replace(saved.read(base), settings=config, base=saved.Base.of(base))
+    shapes = nn.unbox(abstract_params(TroL(here.model)))
+    found = parameters.treatments(table, list(flatten_dict(shapes, sep="/")))
+    params = jax.tree.map(jnp.asarray, checkpoint.restore_params(base, shapes))
+    trained, frozen = parameters.split(params, found, config.lora, jnp.float32, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    trained = {name: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32) for name, leaf in trained.items()}
+    with Checkpoints(directory / "run" / CHECKPOINTS) as checkpoints:
+        options = dict(data_state=None, config=typed.to_dict(config), files=here.files())
+        checkpoints.save(3, {"params": trained}, **options)
+    return directory / "run", parameters.joiner(config.lora)(trained, frozen)
 
 
 def save_data(directory, pictures: int = 3):

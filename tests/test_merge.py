@@ -1,25 +1,21 @@
 """A run that trained some parameters, and its base, as one checkpoint."""
 
-import dataclasses
 import shutil
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 import fixtures
-from trol_jax import checkpoint, manifest, saved, typed
+from trol_jax import checkpoint, manifest, saved
 from trol_jax.errors import UserError
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.models import kernels
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.ops.linear import merged
-from trol_jax.train import parameters
 from trol_jax.train.merge import merge
-from trol_jax.train.parameters import LoraOptions
 
 TABLE = (
     (r"projector/.*|decoder/gate_.*", "train"),
@@ -33,25 +29,7 @@ TABLE = (
 def run(request, tmp_path):
     """A base, and a run from it whose trained parameters are random. Returns (run, parameters of its model)."""
     with fixtures.nano_variants():
-        base = checkpoint.resolve(fixtures.save_run(tmp_path / "base", request.param))
-        settings = dict(start_from=str(base), parameters=TABLE, lora=LoraOptions(rank=2, alpha=4.0))
-        config = fixtures.run_config(request.param, **settings)
-        here = dataclasses.replace(saved.read(base), settings=config, base=saved.Base.of(base))
-        shapes = flatten_dict(nn.unbox(abstract_params(TroL(here.model))), sep="/")
-        found = parameters.treatments(TABLE, list(shapes))
-        parts = lambda: parameters.split(  # noqa: E731
-            jax.tree.map(jnp.asarray, checkpoint.restore_params(base, nn.unbox(abstract_params(TroL(here.model))))),
-            found, config.lora, jnp.float32, jax.random.key(0),
-        )  # fmt: skip
-        trained, frozen = parts()
-        rng = np.random.default_rng(0)
-        trained = {
-            name: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32) for name, leaf in trained.items()
-        }
-        with checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-            options = dict(data_state=None, config=typed.to_dict(config), files=here.files())
-            checkpoints.save(3, {"params": trained}, **options)
-        yield tmp_path / "run", parameters.joiner(config.lora)(trained, frozen)
+        yield fixtures.save_adapted(tmp_path, request.param, TABLE)
 
 
 def test_the_whole_is_what_was_trained_over_what_was_frozen(run, tmp_path):
