@@ -3,13 +3,16 @@
 python -m launch.evaluate --checkpoint=runs/quickstart [--limit=N]
 python -m launch.evaluate --benchmarks=pope,mme --root=DIR --output=DIR --checkpoint=RUN [--limit=N --offset=N]
 python -m launch.evaluate --benchmarks=pope,mme --root=DIR --output=DIR --answers=DIR
+
+The second may run as several processes (--distributed, as launch.train), which share the questions: each has the whole
+model on its own devices, and all see the same folders.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from launch import cli, model
+from launch import cli, model, processes
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by default that of the run.")
@@ -46,14 +49,17 @@ JUDGE_PRICES = flags.DEFINE_list("judge_prices", [], "Dollars for a million toke
 SUBMISSION = flags.DEFINE_bool("submission", False, "Also write what servers and the authors' scorers take.")
 CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
 
+SEVERAL = ("distributed", "coordinator", "num_processes", "process_id")
 ASKING = (
     *("checkpoint", "limit", "offset", "batch_size", "beams", "max_new_tokens"),
     *("weights", "cache", "traversal", "system", "mesh", "rules"),
+    *SEVERAL,
 )
 FILES = ("answers", "check_pictures")
 PUBLISHED = (
     *("answers", "scoring", "bad_rows", "check_pictures", "offset", "beams", "max_new_tokens"),
     *("judge", "judge_model", "judge_prices", "submission"),
+    *SEVERAL,
 )
 
 
@@ -88,11 +94,14 @@ def published(given) -> None:
         options |= dict(pictures=CHECK_PICTURES.value)
         return score.run(score.score(ROOT.value, BENCHMARKS.value, ANSWERS.value, OUTPUT.value, **options))
     from trol_jax.evals import ask
+    from trol_jax.sharding import hosts
 
+    processes.connect()
     cli.keep_compiled()
     options |= dict(limit=LIMIT.value, offset=OFFSET.value, beams=BEAMS.value, batch_size=BATCH_SIZE.value or 8)
     options |= dict(max_new_tokens=MAX_NEW_TOKENS.value, layout=model.layout()) | model.options()
-    score.run(ask.evaluate(CHECKPOINT.value, BENCHMARKS.value, ROOT.value, OUTPUT.value, **options))
+    with hosts.explained():
+        score.run(ask.evaluate(CHECKPOINT.value, BENCHMARKS.value, ROOT.value, OUTPUT.value, **options))
 
 
 def refuse(given, names, why: str) -> None:

@@ -30,13 +30,17 @@ def options() -> dict[str, str | None]:
 
 
 def layout():
-    """For `Answerer.load`."""
+    """For `Answerer.load`: over the devices of this process."""
+    import jax
+
     from trol_jax.errors import UserError
     from trol_jax.models.layers import anywhere
+    from trol_jax.sharding.mesh import make_mesh
     from trol_jax.sharding.rules import Layout
 
     if MESH.value is None:
         if RULES.value is not None:
             raise UserError("--rules does nothing without --mesh; say how many devices, as --mesh=data=1,tensor=-1")
         return anywhere
-    return Layout.make(MESH.value, "fsdp_tensor" if RULES.value is None else RULES.value)
+    mesh = make_mesh(MESH.value, jax.local_devices())
+    return Layout.make(mesh, "fsdp_tensor" if RULES.value is None else RULES.value)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,12 @@ NANO = "import fixtures\nwith fixtures.nano_variants(): "  # before `launch`, fo
 def launch(name: str) -> str:
     """The code of `python -m launch.NAME`."""
     return f"import runpy; runpy.run_module('launch.{name}', run_name='__main__', alter_sys=True)"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 class Program:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import fixtures
+import programs
 from programs import Program, launch
 from test_benchmarks import ROOT
 from trol_jax.data.images import load_image
@@ -207,3 +208,54 @@ def test_a_killed_program_goes_on_to_the_same_answers(run, root, tmp_path):
     killed.wait()
     code, _, err = program(run, root, tmp_path / "killed", *how[:1], "--batch_size=3", how[2]).wait()
     assert code == 0 and lines(tmp_path / "killed") == lines(tmp_path / "whole"), err
+
+
+def several(count, run, root, output, *more):
+    port = programs.free_port()
+    flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}", "--connect_seconds=60", *more]
+    return [program(run, root, output, *flags, f"--process_id={number}") for number in range(count)]
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_questions(run, root, tmp_path):
+    """Two of them, killed; then three: the answers of one process."""
+    how = ("--beams=2", "--batch_size=1", "--max_new_tokens=24")
+    code, whole, err = program(run, root, tmp_path / "whole", *how).wait()
+    assert code == 0, err
+    two = several(2, run, root, tmp_path / "out", *how)
+    parts = [tmp_path / "out" / "answers" / f"pope.part{number}.jsonl" for number in (0, 1)]
+    while two[1].poll() is None and not all(part.exists() and os.path.getsize(part) for part in parts):
+        pass
+    for each in reversed(two):
+        each.send_signal(signal.SIGKILL)
+        each.wait()
+    kept = sum(len(part.read_text().splitlines()) for part in parts)
+    assert 2 <= kept < 24
+
+    ended = [each.wait() for each in several(3, run, root, tmp_path / "out", *how)]
+    assert [code for code, _, _ in ended] == [0, 0, 0], ended
+    assert [out for _, out, _ in ended] == [whole, "", ""]
+    assert lines(tmp_path / "out") == lines(tmp_path / "whole")
+    assert not list((tmp_path / "out").rglob("*.part*"))
+    asked = json.loads((tmp_path / "out" / "pope.json").read_text())["settings"]["asked"]
+    assert 24 - kept - 1 <= asked < 23
+
+
+def test_what_processes_left_is_put_together(run, root, tmp_path, says):
+    says()
+    evaluate(run, root, tmp_path / "whole")
+    written, answers = lines(tmp_path / "whole"), tmp_path / "out" / "answers"
+    answers.mkdir(parents=True)
+    for number, part in enumerate((written[1:9], written[5:20])):
+        text = "".join(json.dumps(line) + "\n" for line in part)
+        (answers / f"pope.part{number}.jsonl").write_text(text[: -20 * number or None])  # the second was killed
+    answerer = says()
+    evaluate(run, root, tmp_path / "out")
+    assert len(answerer.asked) == 24 - 18 and [line["index"] for line in lines(tmp_path / "out")] == list(range(24))
+    assert lines(tmp_path / "out")[1:19] == written[1:19] and len(list(answers.iterdir())) == 1
+
+    (answers / "pope.part3.jsonl").write_text(json.dumps(written[0] | {"source": "another"}) + "\n")
+    before = (answers / "pope.jsonl").read_bytes()
+    (stopped,) = evaluate(run, root, tmp_path / "out")
+    assert "pope.part3.jsonl holds answers of another measurement" in str(stopped)
+    assert (answers / "pope.jsonl").read_bytes() == before

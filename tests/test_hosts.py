@@ -4,7 +4,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import time
 
@@ -28,9 +27,7 @@ CLUSTER = programs.ROOT / "launch" / "cluster"
 
 
 def start(count: int, workdir, *flags) -> list[Program]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = programs.free_port()
     small = [*SMALL, *flags]
     several = [f"--coordinator=localhost:{port}", f"--num_processes={count}", "--connect_seconds=60"]
     return [

@@ -21,9 +21,9 @@ class Journal:
     def __init__(self, path: Path, source: str, added: Collection[str], key: str = "id"):
         self.path, self.source, self.key, self.added = path, source, key, {key, "source", *added}
 
-    def read(self, asked: Mapping[Hashable, Mapping]) -> dict[Hashable, dict]:
-        """Lines by key, of those whose question is what is `asked` under it; others leave the file, as does one
-        that was being written.
+    def read(self, asked: Mapping[Hashable, Mapping], tidy: bool = True) -> dict[Hashable, dict]:
+        """Lines by key, of those whose question is what is `asked` under it; others leave the file if it is to be
+        `tidy`, as does one that was being written.
 
         UserError for a file of another source, whose answers may have taken long, and for one that holds no answers.
         """
@@ -49,7 +49,7 @@ class Journal:
                 )
             if wanted is not None and self._question(wanted) == self._question(old):
                 known[old[self.key]] = old
-        if len(known) < len(lines):
+        if tidy and len(known) < len(lines):
             self.write(known.values())
         return known
 

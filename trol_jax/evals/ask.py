@@ -4,6 +4,9 @@
 order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
 of their own: of their names), and the source: the checkpoint and how it was asked. What can be read there is not asked
 again; a file of another source is never changed.
+
+Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
+first puts these together. What is left of processes that were stopped counts too, however many there were.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import xxhash
 from tqdm import tqdm
 
@@ -29,8 +33,10 @@ from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import Decoding
 from trol_jax.journal import Journal
 from trol_jax.models.layers import anywhere
+from trol_jax.sharding import hosts
 
 ANSWERS = "answers"  # folder below the output
+DAY = 86400  # seconds that the slowest process may come behind
 ADDED = ("answer", "error")  # to a question
 
 
@@ -69,24 +75,44 @@ class Asker:
         return benchmark.read(Root(self.root, look=False))
 
     # ------------------------------------------------------------------ one benchmark
-    def journal(self, benchmark: Benchmark) -> Journal:
-        return Journal(self.answers / f"{benchmark.name}.jsonl", self.source(benchmark), ADDED, key="index")
+    def journal(self, benchmark: Benchmark, part: str = "") -> Journal:
+        return Journal(self.answers / f"{benchmark.name}{part}.jsonl", self.source(benchmark), ADDED, key="index")
 
     def open(self, benchmark: Benchmark, part: slice) -> tuple[dict[int, dict], list[int]]:
-        """(Lines that stand, by index; the questions of `part` that are to be asked). UserError for a file of another
-        source, and where the benchmark cannot be read.
+        """(What lines say of the questions, by index; the questions of `part` that are to be asked).
+
+        UserError for a file of another source, and where the benchmark cannot be read.
         """
         rows = dict(enumerate(self.asked(benchmark, each) for each in self.read(benchmark)))
         if not rows:
             raise UserError(f"{self.root} holds no questions of {benchmark.name}")
         if not range(len(rows))[part]:
             raise UserError(f"--offset={part.start} leaves out all of its {len(rows)} questions")
-        journal = self.journal(benchmark)
-        found = journal.read(rows)
-        known = {index: line for index, line in found.items() if "error" not in line}
-        if len(known) < len(found):
-            journal.write(known.values())
-        return known, [index for index in range(len(rows))[part] if index not in known]
+        known = {index: line for index, line in self.lines(benchmark, rows).items() if "error" not in line}
+        hosts.meet(f"{benchmark.name}: all have read what stands")
+        self.gather(benchmark, known)
+        return rows, [index for index in range(len(rows))[part] if index not in known]
+
+    def lines(self, benchmark: Benchmark, rows: Mapping[int, dict]) -> dict[int, dict]:
+        """By index, of all files."""
+        found = {}
+        for each in (self.journal(benchmark), *self.parts(benchmark)):
+            found |= each.read(rows, tidy=False)
+        return found
+
+    def parts(self, benchmark: Benchmark) -> list[Journal]:
+        """What processes have written and nobody has put together."""
+        paths = sorted(self.answers.glob(f"{benchmark.name}.part*.jsonl"))
+        return [
+            self.journal(benchmark, path.name.removeprefix(benchmark.name).removesuffix(".jsonl")) for path in paths
+        ]
+
+    def gather(self, benchmark: Benchmark, known: Mapping[int, dict]) -> None:
+        """Makes the benchmark's one file hold what is known, in the order of the questions."""
+        if hosts.is_first() and (known or self.journal(benchmark).path.exists()):
+            self.journal(benchmark).write(known[index] for index in sorted(known))
+            for each in self.parts(benchmark):
+                each.path.unlink()
 
     def asked(self, benchmark: Benchmark, each: Item | BadRow) -> dict[str, Any]:
         """What a line says of its question."""
@@ -98,19 +124,22 @@ class Asker:
             digest.update(len(data).to_bytes(8, "little") + data)
         return {"id": each.id, "question": digest.hexdigest()}
 
-    def ask(self, benchmark: Benchmark, known: dict[int, dict], todo: Sequence[int]) -> None:
+    def ask(self, benchmark: Benchmark, rows: Mapping[int, dict], todo: Sequence[int]) -> None:
         """Writes the lines of `todo`, each as soon as it is there; then all in the order of the questions."""
-        journal, questions = self.journal(benchmark), Questions(self, benchmark, todo)
+        count, number = jax.process_count(), jax.process_index()
+        todo, journal = todo[number::count], self.journal(benchmark, f".part{number}" if count > 1 else "")
+        questions = Questions(self, benchmark, todo)
         options = (self.tokens(benchmark), self.decoding, self.batch_size)
-        given = self.answerer.answer(questions, *options, skip=True)
-        with tqdm(desc=benchmark.name, total=len(todo), unit="question", mininterval=1.0, dynamic_ncols=True) as bar:
+        given = self.answerer.answer(questions, *options, skip=True) if todo else ()
+        shown = dict(total=len(todo), unit="question", disable=not hosts.is_first())
+        with tqdm(desc=benchmark.name, **shown, mininterval=1.0, dynamic_ncols=True) as bar:
             for index, each in zip(todo, given, strict=True):
                 bad, asked = questions.taken.pop(index)
                 said = {"error": str(bad or each)} if bad or isinstance(each, UserError) else {"answer": each.text}
-                known[index] = {"index": index, **asked, **said, "source": journal.source}
-                journal.append([known[index]])
+                journal.append([{"index": index, **asked, **said, "source": journal.source}])
                 bar.update()
-        journal.write(known[index] for index in sorted(known))
+        hosts.meet(f"{benchmark.name}: all have asked", seconds=DAY)
+        self.gather(benchmark, self.lines(benchmark, rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +199,7 @@ def evaluate(
     answerer: Answerer | None = None,
     **scored,
 ) -> Iterator[dict | UserError]:
-    """Yields of each benchmark its result, as `score.score` does, or what stopped it.
+    """Yields of each benchmark its result, as `score.score` does, or what stopped it; of several processes the first.
 
     names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. answerer: the checkpoint's,
     where it is loaded. scored: see `score.score_one`. Started again it goes on where it was stopped, and asks again
@@ -183,12 +212,15 @@ def evaluate(
     for benchmark in score.chosen(names):
         began = time.monotonic()
         try:
-            known, todo = asker.open(benchmark, part)
+            rows, todo = asker.open(benchmark, part)
         except UserError as error:
-            yield UserError(f"{benchmark.name}: {error}")
+            if hosts.is_first():
+                yield UserError(f"{benchmark.name}: {error}")
             continue
         if todo:
-            asker.ask(benchmark, known, todo)
+            asker.ask(benchmark, rows, todo)
+        if not hosts.is_first():
+            continue
         settings = settings_of(asker, benchmark) | {"offset": offset, "limit": limit, "asked": len(todo)}
         settings["seconds"] = round(time.monotonic() - began, 2)
         try:

@@ -23,10 +23,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(name: str) -> None:
+def meet(name: str, seconds: int = BARRIER_SECONDS) -> None:
     """Returns when all processes are here; a name is used once. From any thread: no device takes part."""
     if jax.process_count() > 1:
-        ocp.multihost.get_barrier_sync_fn()(key=f"trol_jax {name}", timeout_ms=BARRIER_SECONDS * 1000)
+        ocp.multihost.get_barrier_sync_fn()(key=f"trol_jax {name}", timeout_ms=seconds * 1000)
 
 
 def told_to_stop(step: int) -> bool:
