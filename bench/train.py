@@ -54,23 +54,25 @@ def run() -> None:
     memory = program.step.lower(state, frozen, batch).compile().memory_analysis()
     compiled = time.perf_counter() - began
     state, _ = jax.block_until_ready(program.step(state, frozen, batch))
-    taken = []
+    ceilings, taken = [infer.matrix_rate(program.dtype)], []
     for _ in range(infer.REPEAT.value):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(program.step(state, frozen, batch))
         taken.append(time.perf_counter() - began)
+        ceilings.append(infer.matrix_rate(program.dtype))
     median = float(np.median(taken))
-
-    ceiling = infer.matrix_rate(program.dtype) * jax.device_count()
+    ceilings = np.convolve(ceilings, (0.5, 0.5), "valid") * jax.device_count()  # before and after each step
     flops = asked_flops(program, batch, length)
+    shares = flops / np.array(taken) / ceilings
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     peak -= memory.alias_size_in_bytes
     print(f"compiled in {compiled:.1f} s; by the compiler {peak / 2**30:.2f} GiB on a device")
     rate = config.batch_size / median
     print(f"{median:.3f} s a step of {config.batch_size} rows of {length} tokens: {rate:.2f} rows/s, "
           f"{rate * length:,.0f} tokens/s")  # fmt: skip
-    print(f"{flops / 1e12:.3f} TFLOP a step, {flops / median / 1e12:.3f} TFLOP/s: {flops / median / ceiling:.1%} of "
-          f"the ceiling of {ceiling / 1e12:.3f} (products of square matrices)")  # fmt: skip
+    print(f"{flops / 1e12:.3f} TFLOP a step, {flops / median / 1e12:.3f} TFLOP/s: {np.median(shares):.1%} "
+          f"({shares.min():.1%} to {shares.max():.1%}) of the ceiling around each step, products of square matrices at "
+          f"{ceilings.min() / 1e12:.3f} to {ceilings.max() / 1e12:.3f} TFLOP/s")  # fmt: skip
     if PIPELINE.value:
         alone = pipeline_rate(program, tokenizer)
         print(f"data alone: {alone:,.0f} rows/s, {alone * median / config.batch_size:.1f} times what the step takes in")
