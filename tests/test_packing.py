@@ -147,7 +147,7 @@ def test_it_goes_on_where_it_stopped_with_any_number_of_processes(root):
                     np.testing.assert_array_equal(part, batch[name][list(own)], err_msg=name)
 
 
-def test_bad_samples_fail_or_are_skipped_and_counted(root):
+def test_bad_samples_fail_or_are_skipped_counted_and_named(root, caplog):
     good = mixture(root)
     bad = Sample("web", "7", (("assistant", "hello"),))
     broken = Sample("web", "8", (("user", "<image>what?"), ("assistant", "nothing")), (b"no picture",))
@@ -160,7 +160,10 @@ def test_bad_samples_fail_or_are_skipped_and_counted(root):
         next(packer)
     with Packer(Samples(), encoder(root), SHAPE, bad="skip") as packer:
         batches = [next(packer) for _ in range(2)]
-        assert packer.counts["bad"] == 1
+        assert packer.counts["bad"] == packer.shares_so_far()["data/bad"] == 2
+    named = sorted(set(caplog.messages))
+    assert named[0].startswith("left out: sample 7 of web: turn 1 is by the assistant")
+    assert named[1].startswith("nothing is learned of sample 8 of web: the picture is not a picture") and not named[2:]
     tokens = encoder(root)(broken).tokens
     found = 0
     for batch in batches:

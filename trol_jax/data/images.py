@@ -80,9 +80,12 @@ def read_header(source: str | os.PathLike | bytes) -> Header:
         return Header(kind, *((image.width, image.height) if turned else (image.height, image.width)))
 
 
-def try_to_decode(source: str | os.PathLike | bytes) -> None:
-    """UserError for a picture whose pixels are damaged. All bytes of a JPEG are read, an eighth of a side is made."""
-    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+def try_to_decode(source: str | os.PathLike | bytes, name: str = "the picture") -> None:
+    """UserError for a picture whose pixels are damaged. All bytes of a JPEG are read, an eighth of a side is made.
+
+    name: of one that is given as bytes.
+    """
+    name = name if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as image:
         check_pixels(image.height, image.width, name)
         image.draft(None, (1, 1))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from trol_jax import journal, manifest
 from trol_jax.data import tfds
-from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image
+from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image, try_to_decode
 from trol_jax.data.index import stamp
 from trol_jax.data.paths import resolve
 from trol_jax.data.sources import Sample, Source
@@ -125,6 +125,7 @@ def encoded(picture: str | bytes, how: str) -> bytes:
     """
     data = picture if isinstance(picture, bytes) else _read(picture)
     if _stays(data, how):
+        try_to_decode(data, "the picture" if isinstance(picture, bytes) else picture)
         return data
     file = io.BytesIO()
     options = {"format": "PNG"} if how == "keep" else {"format": "JPEG", "quality": QUALITY}
