@@ -236,6 +236,30 @@ def test_damage_is_named(output, tmp_path):
         prepared.open_prepared(folder)
 
 
+def test_prepared_data_names_no_file_beyond_its_folder(output, tmp_path):
+    """Pictures are bytes in the records, whatever these hold; shards are named by two files beside them."""
+    assert tfds.decode(tfds.encode(Sample("web", "1", (), (b"/etc/passwd",)))).pictures == (b"/etc/passwd",)
+    folder = tmp_path / "copy"
+    shutil.copytree(output / FOLDER, folder)
+    shard = folder / tfds.shard_name("gllava_qa", 0, 1)
+    shard.rename(tmp_path / "moved")
+    shard.symlink_to(tmp_path / "moved")
+    for read in (prepared.open_prepared, prepare.verify):
+        with pytest.raises(UserError, match=rf"{shard.name}' leaves the root .* by a link, to {tmp_path}/moved; put"):
+            read(folder)
+    shard.unlink()
+    (tmp_path / "moved").rename(shard)
+    info, journal = json.loads((folder / tfds.INFO).read_text()), (folder / prepare.SHARDS).read_text()
+    info["splits"][0]["name"] = "/../../x"
+    (folder / tfds.INFO).write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"the path 'trol_mixture-/\.\./\.\./x\S+' is not one below the root"):
+        prepared.open_prepared(folder)
+    for path in (str(tmp_path / "x"), "../x"):
+        (folder / prepare.SHARDS).write_text(journal.replace(shard.name, path))
+        with pytest.raises(UserError, match=f"the path '{path}' is not one below the root"):
+            prepare.verify(folder)
+
+
 def file_of(format, mode="RGB", **options):
     file = io.BytesIO()
     colours = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)

@@ -200,12 +200,12 @@ def shards_of(folder: str | os.PathLike) -> list[dict]:
 
 
 def verify(folder: str | os.PathLike) -> None:
-    """Reads every shard. UserError names those that are missing or differ from their checksums."""
+    """Reads every shard. UserError names those that are missing, beyond the folder, or differ from checksums."""
     wrong, lines = [], shards_of(folder)
     size = sum(line["bytes"] for line in lines)
     with tqdm(desc="verify", total=size, unit="B", unit_scale=True, mininterval=0.5, dynamic_ncols=True) as bar:
         for line in lines:
-            place = Path(folder) / line["shard"]
+            place = resolve(os.path.abspath(folder), line["shard"])
             try:
                 same = checksum(place).items() <= line.items()
             except OSError:
