@@ -9,6 +9,8 @@ from PIL import Image
 
 from programs import Program, launch
 from test_images import encoded, huge_png
+from test_sources import CASES, chart
+from test_sources import write as write_source
 from trol_jax.data import check, check_report, check_run
 from trol_jax.data.check import ERROR, KINDS, WARNING, Findings, Rules
 from trol_jax.data.demo import write_demo
@@ -20,6 +22,7 @@ from trol_jax.errors import UserError
 NAME = "sharegpt4v_instruct"
 ASK, ANSWER = ("human", "<image>\nWhat?"), ("gpt", "A shape.")
 PICTURE = encoded(Image.new("RGB", (32, 24), (9, 90, 200)), "JPEG")
+STRIP = encoded(Image.new("L", (900, 12)))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def root(tmp_path):
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
     for name, content in {
         "good.jpg": PICTURE, "gif.jpg": encoded(Image.new("L", (32, 24)), "GIF"), "text.png": b"hello",
-        "huge.png": huge_png(10_000, 10_000), "strip.png": encoded(Image.new("L", (900, 12))),
+        "huge.png": huge_png(10_000, 10_000), "strip.png": STRIP,
         "dot.png": encoded(Image.new("L", (2, 2))), "cut.jpg": encoded(noise, "JPEG")[:1500],
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(content)
@@ -81,6 +84,44 @@ def test_every_kind_of_damage_is_found_and_named(root, kind):
         assert [each[:2] for each in here.examples[kind]] == [[n + 1, f"bad {n}"] for n in range(len(BAD[kind]))]
     else:
         assert "row 1 of" in here.examples[kind][0][2] and "not one below the root" in here.examples[kind][0][2]
+
+
+GEOMETRY, PROBLEM = CASES["gllava_qa"][0][0] | {"image": "good.jpg"}, CASES["mathvision"][0][0]
+ANSWERED = {"from": "gpt", "value": "B"}
+ELSEWHERE = {  # in JSON lines, parquet, pictures stored in rows, texts without pictures
+    "docdownstream": [
+        ("marks", chart("<|image|><|image|>Which?", "good.jpg")),
+        ("marks", chart("<|image|>Which?", "good.jpg", "good.jpg")),
+        ("picture missing", chart("<|image|>Which?", "./imgs/none.png")),
+        ("mark in answer", chart("<|image|>Which?", "good.jpg", answer="<|image|>")),
+        ("row", chart("<|image|>Which?", "good.jpg") | {"messages": None}),
+    ],
+    "gllava_qa": [
+        ("picture unreadable", GEOMETRY | {"image": "text.png"}),
+        ("roles", GEOMETRY | {"conversations": [*GEOMETRY["conversations"], ANSWERED]}),
+        ("row", GEOMETRY | {"image": "/etc/passwd"}),
+    ],
+    "mathvision": [
+        ("picture unreadable", PROBLEM),
+        ("empty answer", PROBLEM | {"id": "2", "decoded_image": {"bytes": PICTURE, "path": ""}, "answer": ""}),
+        ("picture size", PROBLEM | {"id": "3", "decoded_image": {"bytes": STRIP, "path": ""}}),
+    ],
+    "mathinstruct": [
+        ("empty answer", {"instruction": "6 + 7?", "output": "\n"}),
+        ("special token", {"instruction": "6 + 7?", "output": "<|end|>"}),
+        ("marks", {"instruction": "<image> 6 + 7?", "output": "13"}),
+    ],
+    "mathplus": [("too long", {"instruction": "?", "output": "x" * 9000})],
+    "allava_text": [("duplicate id", {"idx": "a", "conversations": CASES["allava_text"][0][0]["conversations"]})] * 2,
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_damage_is_found_in_every_kind_of_file(root, name):
+    write_source(root, name, [bad for _, bad in ELSEWHERE[name]])
+    (report,) = check_run.check(str(root), [name], Rules())
+    expected = [kind for kind, _ in ELSEWHERE[name]][name == "allava_text" :]  # the first of two is no duplicate
+    assert report.found.problems == {"count": 1} | {kind: expected.count(kind) for kind in expected}
 
 
 def test_every_kind_has_a_test():

@@ -90,6 +90,12 @@ def test_exif_orientation_is_applied():
     np.testing.assert_array_equal(load_image(encoded(Image.fromarray(RGB), exif=exif)), np.rot90(RGB, -1))
 
 
+def test_a_large_jpeg_is_decoded_in_full():
+    noise = Image.effect_noise((1600, 1200), 60).convert("RGB")
+    file = encoded(noise, "JPEG", quality=90)
+    np.testing.assert_array_equal(load_image(file), np.asarray(Image.open(io.BytesIO(file))))
+
+
 @pytest.mark.parametrize("size", [(10_000, 10_000), (14_000, 14_000), (8_000, 5_001), (40_000_001, 1)])
 def test_too_many_pixels_are_refused_before_decoding(size, tmp_path):
     (tmp_path / "huge.png").write_bytes(huge_png(*size))
@@ -152,6 +158,17 @@ def test_squeezing_equals_torch_at_odd_sizes(height, width, checksum):
     y, x, c = np.ogrid[:height, :width, :3]
     pattern = ((7 * y * y + 13 * x * x + 91 * c) % 256).astype(np.uint8)
     assert zlib.crc32(np.ascontiguousarray(squeeze(pattern, 490))) == checksum
+
+
+@pytest.mark.parametrize("size", [(480, 640), (980, 17), (1, 2), (333, 491)])
+def test_sums_of_squeezing_are_exact(size):
+    """Black and white dots make the largest sums; sums of float64 are exact."""
+    image = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (*size, 3))
+    exact = image.astype(np.float64)
+    for axis, old in ((1, size[1]), (0, size[0])):
+        weights = images._weights(old, 490).toarray().astype(np.float64)
+        exact = np.clip(np.floor(np.moveaxis(np.tensordot(weights, exact, (1, axis)), 0, axis) + 0.5), 0, 255)
+    np.testing.assert_array_equal(squeeze(image, 490), exact)
 
 
 def test_tiles_equal_the_original():

@@ -151,6 +151,47 @@ def test_bad_samples_are_left_out_and_named(root, tmp_path):
     assert [made[i].id for i in range(len(made))] == ["0", "2"]
 
 
+BROKEN = "imgs/TextVQA/1.png", "gqa/images/1.jpg", "geoqa_plus/3.png"  # missing, cut within its pixels, no picture
+
+
+@pytest.mark.parametrize("family", ["internlm2", "phi3"])
+def test_broken_pictures_fail_or_are_counted_and_named_from_either_layout(root, tmp_path, family, caplog):
+    copy, names = tmp_path / "root", ["docdownstream", "sharegpt4v_instruct", "gllava_qa"]
+    shutil.copytree(root, copy)
+    (copy / BROKEN[0]).unlink()
+    (copy / BROKEN[1]).write_bytes((copy / BROKEN[1]).read_bytes()[:-200])
+    (copy / BROKEN[2]).write_bytes(b"no picture")
+
+    def train(folder, bad):
+        """(bad samples as the metrics have them, log) of some epochs."""
+        caplog.clear()
+        options = packing.MixtureOptions(
+            root=str(folder), parts=tuple((name, 1) for name in names), max_length=512, sample_length=512, row_tiles=12,
+            max_tiles=2, system="", bad=bad, threads=1,
+        )  # fmt: skip
+        shape = dict(image_size=16, image_tokens=4, batch_size=24, seed=0)
+        with packing.train_iterator(options, tokenizer(family), **shape) as packer:
+            next(packer)
+            return packer.shares_so_far()["data/bad"], "\n".join(caplog.messages)
+
+    told = rf"sample \d+ of \w+: {copy}/({'|'.join(BROKEN)}) (does not exist|is a damaged picture|is not a picture)"
+    with pytest.raises(UserError, match=told):
+        train(copy, "fail")
+    bad, log = train(copy, "skip")
+    assert bad >= 3 and all(f"{copy}/{name} " in log for name in BROKEN)
+    with pytest.raises(UserError, match=f"{told}.*; --bad=skip leaves such samples out"):
+        prepare.prepare(open_sources(copy, names), tmp_path / "fail")
+    lines = prepare.prepare(open_sources(copy, names), tmp_path / "skip", bad="skip")
+    named = "\n".join(problem for line in lines for problem in line["named"])
+    assert sum(line["left_out"] for line in lines) == 3 and all(f"{copy}/{name} " in named for name in BROKEN)
+    assert train(tmp_path / "skip", "fail") == (0, "")
+    shard = next((tmp_path / "skip" / FOLDER).glob("*gllava_qa*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:70] + bytes(len(content) - 140) + content[-70:])
+    bad, log = train(tmp_path / "skip", "skip")
+    assert bad >= 1 and f"left out: {shard}, record 0, cannot be read" in log
+
+
 def test_what_does_not_fit_together_is_refused(root, output, tmp_path):
     sources = open_sources(root)
     for changes, name in (({"pictures": "jpeg"}, "pictures"), ({"bad": "skip"}, "bad"), ({}, "shard_rows")):
@@ -193,6 +234,30 @@ def test_damage_is_named(output, tmp_path):
     (folder / tfds.INFO).write_text("{}")
     with pytest.raises(UserError, match=r"dataset_info\.json does not describe a dataset"):
         prepared.open_prepared(folder)
+
+
+def test_prepared_data_names_no_file_beyond_its_folder(output, tmp_path):
+    """Pictures are bytes in the records, whatever these hold; shards are named by two files beside them."""
+    assert tfds.decode(tfds.encode(Sample("web", "1", (), (b"/etc/passwd",)))).pictures == (b"/etc/passwd",)
+    folder = tmp_path / "copy"
+    shutil.copytree(output / FOLDER, folder)
+    shard = folder / tfds.shard_name("gllava_qa", 0, 1)
+    shard.rename(tmp_path / "moved")
+    shard.symlink_to(tmp_path / "moved")
+    for read in (prepared.open_prepared, prepare.verify):
+        with pytest.raises(UserError, match=rf"{shard.name}' leaves the root .* by a link, to {tmp_path}/moved; put"):
+            read(folder)
+    shard.unlink()
+    (tmp_path / "moved").rename(shard)
+    info, journal = json.loads((folder / tfds.INFO).read_text()), (folder / prepare.SHARDS).read_text()
+    info["splits"][0]["name"] = "/../../x"
+    (folder / tfds.INFO).write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"the path 'trol_mixture-/\.\./\.\./x\S+' is not one below the root"):
+        prepared.open_prepared(folder)
+    for path in (str(tmp_path / "x"), "../x"):
+        (folder / prepare.SHARDS).write_text(journal.replace(shard.name, path))
+        with pytest.raises(UserError, match=f"the path '{path}' is not one below the root"):
+            prepare.verify(folder)
 
 
 def file_of(format, mode="RGB", **options):

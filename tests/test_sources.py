@@ -10,8 +10,9 @@ import types
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
-from trol_jax.data import index, parquet
+from trol_jax.data import check, index, parquet, prepare
 from trol_jax.data.demo import GEOMETRY, PROBLEM, SOLUTION
 from trol_jax.data.sources import SOURCES, Sample, Source, Spec, open_sources
 from trol_jax.errors import UserError
@@ -227,6 +228,34 @@ def test_a_link_that_leaves_the_root_is_named_with_source_and_row(tmp_path):
     assert source[0].pictures == ("gqa/1.jpg",)
     with pytest.raises(UserError, match=r"row 1 of sharegpt4v_instruct: the path 'coco' leaves the root .* by a link"):
         source[1]
+
+
+WITH_PICTURES = [name for name in SOURCES if name not in ("mathinstruct", "mathplus")]  # in which no field is a path
+
+
+@pytest.mark.parametrize("path", ["docvqa/../../x.png", "/etc/passwd", "docvqa/far/x.png", "docvqa/far.png"])
+@pytest.mark.parametrize("name", WITH_PICTURES)
+def test_no_source_reads_beyond_the_root(name, path, tmp_path):
+    """Nor is such a path prepared, or looked at by the check."""
+    root = tmp_path / "root"
+    (root / "docvqa").mkdir(parents=True)
+    (root / "docvqa/far").symlink_to(tmp_path)
+    (root / "docvqa/far.png").symlink_to(tmp_path / "x.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    row = CASES[name][0][3 if name == "minigemini" else 0] | {"image": path}
+    row |= {"decoded_image": None} if name == "mathvision" else {}
+    write(root, name, [row])
+    sources = open_sources(root, [name])
+    if name == "minigemini" and path.startswith("/"):
+        assert len(sources[name]) == 0  # its filter keeps what begins with docvqa/
+        return
+    refused = rf"{SOURCES[name].file}, row 0 of {name}: .*(is not one below the root|leaves the root)"
+    with pytest.raises(UserError, match=refused):
+        sources[name][0]
+    with pytest.raises(UserError, match=refused):
+        prepare.prepare(sources, tmp_path / "output")
+    found = check.check_rows(str(root), name, [0], check.Rules(pictures="decode"))
+    assert found.problems == {"row": 1} and not found.formats
 
 
 def test_missing_files_and_unknown_names(tmp_path):

@@ -80,9 +80,12 @@ def read_header(source: str | os.PathLike | bytes) -> Header:
         return Header(kind, *((image.width, image.height) if turned else (image.height, image.width)))
 
 
-def try_to_decode(source: str | os.PathLike | bytes) -> None:
-    """UserError for a picture whose pixels are damaged. All bytes of a JPEG are read, an eighth of a side is made."""
-    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
+def try_to_decode(source: str | os.PathLike | bytes, name: str = "the picture") -> None:
+    """UserError for a picture whose pixels are damaged. All bytes of a JPEG are read, an eighth of a side is made.
+
+    name: of one that is given as bytes.
+    """
+    name = name if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as image:
         check_pixels(image.height, image.width, name)
         image.draft(None, (1, 1))
@@ -149,30 +152,31 @@ def squeeze(image: np.ndarray, size: int) -> np.ndarray:
     Bicubic without antialiasing, exactly as torch.nn.functional.interpolate does it on bytes: a = -0.75, weights of 16
     bits, first along the rows, then along the columns, rounded to bytes after each.
     """
-    for axis in (1, 0):
-        if image.shape[axis] != size:
-            image = _interpolate(image, axis, *_taps(image.shape[axis], size))
+    for _ in range(2):  # axis 0 is that of the sums, which run over whole lines of memory
+        image = np.asarray(Image.fromarray(image).transpose(Image.Transpose.TRANSPOSE))
+        if len(image) != size:
+            lines = _weights(len(image), size) @ image.reshape(len(image), -1).astype(np.float32)
+            lines += 0.5
+            image = np.clip(lines, 0, 255, out=lines).astype(np.uint8).reshape(size, -1, 3)
     return image
 
 
-def _interpolate(image: np.ndarray, axis: int, places: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:
-    image = image.swapaxes(0, axis)
-    total = np.full((len(places), *image.shape[1:]), 1 << (bits - 1), np.int32)  # a half, so that the shift rounds
-    for place, weight in zip(places.T, weights.T, strict=True):
-        total += image[place] * weight[:, None, None]
-    return np.clip(total >> bits, 0, 255).astype(np.uint8).swapaxes(0, axis)
-
-
 @functools.lru_cache(1024)
-def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(places int[new, 4], weights int32[new, 4], bits of their fraction) of a line of `old` pixels grown to `new`."""
+def _weights(old: int, new: int):
+    """Sparse float32[new, old] that grows a line of `old` pixels to `new`.
+
+    Weights are whole multiples of 2**-15 or more, and four of them times bytes stay below 2**24 multiples: float32 adds
+    them without rounding.
+    """
+    from scipy.sparse import csr_array  # a quarter of a second
+
     centre = (np.arange(new) + 0.5) * (old / new) - 0.5
     first = np.floor(centre)
     t, a = centre - first, -0.75
     near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731
     far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731
     weights = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1)
-    places = np.clip(first.astype(int)[:, None] + np.arange(-1, 3), 0, old - 1)
+    places = np.clip(first.astype(np.int32)[:, None] + np.arange(-1, 3, dtype=np.int32), 0, old - 1)
     largest = 0.0  # as torch meets it while it adds, which at the right border may be more than what remains
     for k in range(4):  # beyond the border the last pixel counts again: its weights are added before they are rounded
         for j in range(k):
@@ -183,7 +187,8 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, int]:
     bits = 0
     while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
         bits += 1
-    return places, np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)).astype(np.int32), bits
+    rounded = np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)) / (1 << bits)
+    return csr_array((rounded.astype(np.float32).ravel(), places.ravel(), np.arange(new + 1) * 4), shape=(new, old))
 
 
 def check_pixels(height: int, width: int, name: str) -> None:

@@ -8,6 +8,7 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +21,7 @@ from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 WAITING = 512  # samples among which the next for a row is looked for
 AHEAD = 2  # batches that are made before they are asked for
 INTS = ("tokens", "positions", "segment_ids", "turn_ids")
@@ -99,8 +101,8 @@ class Packer:
     """Batches without end: see `pipeline.train_iterator`, of which it has the methods and what it yields.
 
     samples: [i] for any i >= 0, as of `mixture.Mixture`. encode: `encode.SampleEncoder`. bad: "fail" or "skip", what
-    becomes of a sample that cannot be used; of one whose picture turns out to be broken nothing is learned.
-    shares, share: rows of the processes, and which are ours; by default all.
+    becomes of a sample that cannot be used; of one whose picture turns out to be broken nothing is learned. Those that
+    are skipped are named in the log. shares, share: rows of the processes, and which are ours; by default all.
 
     images: uint8[B, tiles, size, size, 3], black where there is no picture. segment_ids: 1, 2, ... of the samples of a
     row, 0 = padding. No sample is cut to fit; each row begins with the one that has waited longest, so none waits long.
@@ -119,7 +121,8 @@ class Packer:
     ):
         self.samples, self.encode, self.shape, self.bad = samples, encode, shape, bad
         self.own = list(shares[share]) if shares else list(range(shape.rows))
-        self.counts = collections.Counter()  # of the batches taken: tokens, padding, cut, bad, and samples by source
+        # Of the batches taken: tokens, padding, cut, bad, and samples by source. Pictures that are broken: of our rows.
+        self.counts = collections.Counter()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads)
         self.set_state({"next": 0, "waiting": [], "counts": {}})
 
@@ -131,9 +134,12 @@ class Packer:
             rows, state = self._rows()
             pictures = [self._pool.submit(self._images, rows[i]) for i in self.own]
             self._ready.append((rows, pictures, state))
-        rows, pictures, self._state = self._ready.popleft()
-        self.counts = collections.Counter(self._state["counts"])
+        rows, pictures, state = self._ready.popleft()
         tiles, broken = zip(*(each.result() for each in pictures), strict=True)
+        self._broken += sum(map(len, broken))
+        self._state = state | {"broken": self._broken}
+        self.counts = collections.Counter(state["counts"])
+        self.counts["bad"] += self._broken
         texts = [self._text(rows[i], bad) for i, bad in zip(self.own, broken, strict=True)]
         batch = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
         return {"images": np.stack(tiles)} | batch
@@ -147,6 +153,7 @@ class Packer:
                 each.cancel()
         self._state, self._ready = state, collections.deque()
         self._next, self._counts = state["next"], collections.Counter(state["counts"])
+        self._broken = state.get("broken", 0)  # samples, of our rows, whose pictures are
         self._waiting: dict[int, Encoded] = {}  # by number, the oldest first
         self._by_length: list[tuple[int, int]] = []  # (tokens, -number) of the same, in order
         for index in state["waiting"]:
@@ -215,6 +222,7 @@ class Packer:
             if isinstance(encoded, UserError):
                 if self.bad == "fail":
                     raise encoded
+                log.warning("left out: %s", encoded)
                 self._counts["bad"] += 1
             elif sum(encoded.tiles) > self.shape.tiles or len(encoded.tokens) > self.shape.length:
                 raise UserError(
@@ -256,6 +264,7 @@ class Packer:
                 except UserError as error:
                     if self.bad == "fail":
                         raise UserError(f"sample {each.id} of {each.source}: {error}") from None
+                    log.warning("nothing is learned of sample %s of %s: %s", each.id, each.source, error)
                     broken.add(number)
                 place += count
         return tiles, broken

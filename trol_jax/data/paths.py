@@ -50,7 +50,7 @@ def _refuse_beyond(root: str, path: str, relative: str) -> None:
     if path != root and not path.startswith(os.path.join(root, "")):
         raise UserError(
             f"the path {relative!r} leaves the root {root} by a link, to {path}; "
-            "put the pictures below the root, or mount them there"
+            "put the files below the root, or mount them there"
         )
 
 

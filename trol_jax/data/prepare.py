@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from trol_jax import journal, manifest
 from trol_jax.data import tfds
-from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image
+from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image, try_to_decode
 from trol_jax.data.index import stamp
 from trol_jax.data.paths import resolve
 from trol_jax.data.sources import Sample, Source
@@ -125,6 +125,7 @@ def encoded(picture: str | bytes, how: str) -> bytes:
     """
     data = picture if isinstance(picture, bytes) else _read(picture)
     if _stays(data, how):
+        try_to_decode(data, "the picture" if isinstance(picture, bytes) else picture)
         return data
     file = io.BytesIO()
     options = {"format": "PNG"} if how == "keep" else {"format": "JPEG", "quality": QUALITY}
@@ -199,12 +200,12 @@ def shards_of(folder: str | os.PathLike) -> list[dict]:
 
 
 def verify(folder: str | os.PathLike) -> None:
-    """Reads every shard. UserError names those that are missing or differ from their checksums."""
+    """Reads every shard. UserError names those that are missing, beyond the folder, or differ from checksums."""
     wrong, lines = [], shards_of(folder)
     size = sum(line["bytes"] for line in lines)
     with tqdm(desc="verify", total=size, unit="B", unit_scale=True, mininterval=0.5, dynamic_ncols=True) as bar:
         for line in lines:
-            place = Path(folder) / line["shard"]
+            place = resolve(os.path.abspath(folder), line["shard"])
             try:
                 same = checksum(place).items() <= line.items()
             except OSError:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from trol_jax.data import tfds
+from trol_jax.data.paths import resolve
 from trol_jax.data.prepare import shards_of
 from trol_jax.data.records import check_index
 from trol_jax.data.sources.sample import Sample
@@ -24,8 +25,8 @@ def find(root: str | os.PathLike) -> Path | None:
 
 
 def open_prepared(folder: Path, names: Iterable[str] | None = None) -> dict[str, "PreparedSource"]:
-    """Sources by name, by default all that are there. UserError for names that are not, and for shards that are missing
-    or incomplete; `prepare.verify` looks at every byte.
+    """Sources by name, by default all that are there. UserError for names that are not, and for shards that are
+    missing, incomplete or beyond the folder; `prepare.verify` looks at every byte.
     """
     info = folder / tfds.INFO
     try:
@@ -61,7 +62,8 @@ class PreparedSource:
 
     def __init__(self, name: str, folder: Path, lengths: Sequence[int]):
         self.name = name
-        files = [str(folder / tfds.shard_name(name, number, len(lengths))) for number in range(len(lengths))]
+        shards = (tfds.shard_name(name, number, len(lengths)) for number in range(len(lengths)))
+        files = [resolve(str(folder), shard) for shard in shards]
         self.shards = [Shard(file, 0, length, length) for file, length in zip(files, lengths, strict=True)]
         self._firsts = list(itertools.accumulate(lengths, initial=0))
         self._records = ArrayRecordDataSource(self.shards)
