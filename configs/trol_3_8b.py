@@ -6,8 +6,17 @@
     python -m launch.train --config=configs/trol_3_8b.py:step2 --workdir=runs/trol_3_8b_step2
     python -m launch.merge --checkpoint=runs/trol_3_8b_step2 --dst=runs/trol_3_8b
 
-on one host; on several, `launch/cluster/` starts the same commands. The data lies in `data`. `:step2,lora` keeps the
-base in bfloat16, `:step2,full` trains the language model itself. For what is decided here and why, see `recipe.py`.
+on one host; on several, each starts the same commands with --distributed (`launch/cluster/`). The data lies in `data`.
+`:step2,lora` keeps the base in bfloat16, `:step2,full` trains the language model itself. For what is decided here and
+why, see `recipe.py`.
+
+Memory of a device and the least time of 2,961 steps, as `launch.plan` predicts them for step 2 (`--batch=192
+--accumulation=6 --length=4096 --pictures=14 --task=qlora`, or train for full); step 1 takes less:
+
+    8 H100, mesh fsdp=8                     QLoRA 58 GiB, 6.6 hours    full 43 GiB, 7.1 hours with accumulation=12
+    64 v5p chips, fsdp=64, accumulation=3   QLoRA 15 GiB, 1.3 hours    full 18 GiB, 1.8 hours
+
+The planner's QLoRA is over nf4; int8 has half a byte more a parameter: 0.2 GiB on each of 8 devices.
 """
 
 from configs.recipe import recipe

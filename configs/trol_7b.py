@@ -6,8 +6,17 @@
     python -m launch.train --config=configs/trol_7b.py:step2 --workdir=runs/trol_7b_step2
     python -m launch.merge --checkpoint=runs/trol_7b_step2 --dst=runs/trol_7b
 
-on one host; on several, `launch/cluster/` starts the same commands. The data lies in `data`. `:step2,lora` keeps the
-base in bfloat16, `:step2,full` trains the language model itself. For what is decided here and why, see `recipe.py`.
+on one host; on several, each starts the same commands with --distributed (`launch/cluster/`). The data lies in `data`.
+`:step2,lora` keeps the base in bfloat16, `:step2,full` trains the language model itself. For what is decided here and
+why, see `recipe.py`.
+
+Memory of a device and the least time of 2,961 steps, as `launch.plan` predicts them for step 2 (`--batch=192
+--accumulation=6 --length=4096 --pictures=3 --task=qlora`, or train for full); step 1 takes less:
+
+    8 H100, mesh fsdp=8, accumulation=12    QLoRA 40 GiB, 9.3 hours    full 61 GiB, 12 hours
+    64 v5p chips, fsdp=64, accumulation=3   QLoRA 20 GiB, 2.5 hours    full 25 GiB, 3.2 hours
+
+With 6 micro-batches QLoRA takes 74 GiB of the 74.5 that an H100 has to give.
 """
 
 from configs.recipe import recipe
