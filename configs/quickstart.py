@@ -10,6 +10,7 @@ few steps.
 
 import ml_collections
 
+from configs import evaluation
 from configs.traversal import as_released
 
 
@@ -34,14 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.log_every = 10
     config.wandb = ""
     config.z_loss = 0.0
-
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.every = 0
-    config.evaluation.rows = 0
-    config.evaluation.benchmarks = ()
-    config.evaluation.root = ""
-    config.evaluation.limit = 0
-    config.evaluation.best = ""
+    config.evaluation = evaluation.off()
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = "tiny_phi3"

@@ -10,6 +10,7 @@ clipped at 1; the pairs are beside all five kernels of a layer; the partial LoRA
 
 import ml_collections
 
+from configs import evaluation
 from configs.traversal import as_released
 
 HEADS = (r"projector/.*|decoder/gate_.*", "train")
@@ -40,14 +41,7 @@ def recipe(variant: str, quantised: str, arg: str) -> ml_collections.ConfigDict:
     config.log_every = 10
     config.wandb = ""
     config.z_loss = 0.0
-
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.every = 0
-    config.evaluation.rows = 0
-    config.evaluation.benchmarks = ()
-    config.evaluation.root = ""
-    config.evaluation.limit = 0
-    config.evaluation.best = ""
+    config.evaluation = evaluation.off()
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = variant

@@ -8,8 +8,6 @@ that its EXIF orientation turns. The same on every machine that has the same rel
 import io
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable
 
 import pyarrow
@@ -17,8 +15,8 @@ import pyarrow.parquet
 from PIL import Image
 
 from trol_jax.data.easy_vqa import EasyVQA
+from trol_jax.data.folders import new_folder
 from trol_jax.data.sources import SOURCES
-from trol_jax.errors import UserError
 
 WORD = "Answer the question using a single word or phrase."
 EXPLAIN = "Answer the question with detailed explanation."
@@ -36,19 +34,9 @@ ORIENTATION, QUARTER_TURN = 0x0112, 6  # of EXIF: the picture is stored lying on
 
 def write_demo(root: str | os.PathLike) -> str:
     """Writes the miniature and returns its folder. UserError if there is something already."""
-    root = os.path.abspath(root)
-    if os.path.lexists(root) and not (os.path.isdir(root) and not os.listdir(root)):
-        raise UserError(f"{root} is there already; name a folder that is new or empty")
-    temporary = f"{root}.{secrets.token_hex(4)}.tmp"
-    try:
-        os.makedirs(temporary)
-        Demo(temporary).write()
-        os.replace(temporary, root)
-    except OSError as error:
-        raise UserError(f"{root} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return root
+    with new_folder(root) as folder:
+        Demo(folder).write()
+    return os.path.abspath(root)
 
 
 class Demo:

@@ -21,14 +21,12 @@ import itertools
 import json
 import os
 import random
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image, ImageDraw
 
 from trol_jax.data.easy_vqa import COLORS, SHAPES
-from trol_jax.errors import UserError
+from trol_jax.data.folders import new_folder
 
 PICTURES = {"train": 4000, "test": 1000}
 SIZE, GRID = 64, 3  # pixels of a picture, cells a side
@@ -186,18 +184,8 @@ def example(split: str, number: int, seed: int = 0) -> tuple[Image.Image, list[t
 
 def write_shapes(root: str | os.PathLike, seed: int = 0, pictures: dict[str, int] = PICTURES) -> dict[str, int]:
     """Writes the folder; returns the questions of each split. UserError if there is something already."""
-    root = os.path.abspath(root)
-    if os.path.lexists(root) and not (os.path.isdir(root) and not os.listdir(root)):
-        raise UserError(f"{root} is there already; name a folder that is new or empty")
-    temporary = f"{root}.{secrets.token_hex(4)}.tmp"
-    try:
-        written = {split: _write(f"{temporary}/{split}", split, seed, count) for split, count in pictures.items()}
-        os.replace(temporary, root)
-    except OSError as error:
-        raise UserError(f"{root} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return written
+    with new_folder(root) as folder:
+        return {split: _write(f"{folder}/{split}", split, seed, count) for split, count in pictures.items()}
 
 
 def _write(folder: str, split: str, seed: int, pictures: int) -> int:
