@@ -47,7 +47,7 @@ JUDGE = flags.DEFINE_string(
 JUDGE_MODEL = flags.DEFINE_string("judge_model", None, "The model that judges; its key is in OPENAI_API_KEY.")
 JUDGE_PRICES = flags.DEFINE_list("judge_prices", [], "Dollars for a million tokens of prompts, and of replies.")
 SUBMISSION = flags.DEFINE_bool("submission", False, "Also write what servers and the authors' scorers take.")
-CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that cannot be read makes its row a bad one.")
+CHECK_PICTURES = flags.DEFINE_bool("check_pictures", False, "A picture that is not there makes its row a bad one.")
 
 SEVERAL = ("distributed", "coordinator", "num_processes", "process_id")
 ASKING = (
@@ -101,7 +101,13 @@ def published(given) -> None:
     options |= dict(limit=LIMIT.value, offset=OFFSET.value, beams=BEAMS.value, batch_size=BATCH_SIZE.value or 8)
     options |= dict(max_new_tokens=MAX_NEW_TOKENS.value, layout=model.layout()) | model.options()
     with hosts.explained():
-        score.run(ask.evaluate(CHECKPOINT.value, BENCHMARKS.value, ROOT.value, OUTPUT.value, **options))
+        score.run(asked(ask.evaluate(CHECKPOINT.value, BENCHMARKS.value, ROOT.value, OUTPUT.value, **options)))
+
+
+def asked(results):
+    """The results, and then the other processes may go: one that found something wrong ends after them."""
+    yield from results
+    processes.leave()
 
 
 def refuse(given, names, why: str) -> None:

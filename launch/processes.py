@@ -54,6 +54,14 @@ def connect() -> None:
         timer.cancel()
 
 
+def leave() -> None:
+    """The end of what several processes did: all wait for each other, so that none finds the others gone."""
+    import jax
+
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
 def not_met() -> None:
     which = "" if COORDINATOR.value is None else f" {COUNT.value} processes at {COORDINATOR.value}"
     print(

@@ -232,9 +232,12 @@ def test_several_processes_share_the_questions(run, root, tmp_path):
     kept = sum(len(part.read_text().splitlines()) for part in parts)
     assert 2 <= kept < 24
 
-    ended = [each.wait() for each in several(3, run, root, tmp_path / "out", *how)]
-    assert [code for code, _, _ in ended] == [0, 0, 0], ended
+    more = several(3, run, root, tmp_path / "out", *how, "--benchmarks=chartqa,pope,mme")
+    ended = [each.wait() for each in more]
+    assert [code for code, _, _ in ended] == [2, 0, 0], ended
     assert [out for _, out, _ in ended] == [whole, "", ""]
+    told = ended[0][2].splitlines()[-1]
+    assert told.startswith("error: chartqa: ") and " | mme: " in told and "Traceback" not in str(ended)
     assert lines(tmp_path / "out") == lines(tmp_path / "whole")
     assert not list((tmp_path / "out").rglob("*.part*"))
     asked = json.loads((tmp_path / "out" / "pope.json").read_text())["settings"]["asked"]

@@ -214,6 +214,21 @@ def test_pictures_are_found_as_they_are_spelled(found, tmp_path):
     assert gone["lost"] == [each[4] for each in gone["samples"]].count([None]) > 0 and not gone["pictures"]
 
 
+def test_each_run_has_the_pictures_of_its_own_root(tmp_path):
+    """What two runs ask at the same place of other data has other pictures."""
+    both = []
+    for number, question in enumerate(("?", "which?")):
+        root = tmp_path / str(number)
+        root.mkdir()
+        Image.new("RGB", (40, 30), (0, 90 * number, 0)).save(root / "a.png")
+        run = made(f"run {number}", {"settings": {"root": str(root)}}, pope=[1.0])
+        asked = dataclasses.replace(run.samples["pope"][0], prompt=question, images=["a.png"])
+        both.append(dataclasses.replace(run, samples={"pope": {0: asked}}))
+    data = samples.collect(both, tmp_path / "out")
+    assert [each[4] for each in data["samples"]] == [[0], [1]] and data["lost"] == 0
+    assert len(set(data["pictures"])) == 2
+
+
 def test_more_pictures_lie_beside_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "EMBEDDED", 1)
     pictures = samples.Pictures(tmp_path)

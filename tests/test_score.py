@@ -108,6 +108,30 @@ def test_all_are_those_with_answers(tmp_path):
     assert unscored == {"vqav2", "vizwiz", "mm-vet", "llava", "mmbench", "mmbench_cn"}
 
 
+def test_a_question_of_mmbench_without_all_its_rows_does_not_count(tmp_path):
+    """Neither by its other rows, nor by those beyond the part that is scored."""
+    header, rows = "index\tquestion\tA\tB\tC\tD\tanswer\timage\n", []
+    for turn, gold in enumerate("AB"):
+        rows += [f"{number + 1_000_000 * turn}\tWhich?\tp\tq\t\t\t{gold}\t{'x' * 300}\n" for number in (1, 2, 3)]
+    file = tmp_path / "MMBench" / "mmbench_dev_20230712.tsv"
+    file.parent.mkdir()
+    file.write_text(header + "".join(rows))
+
+    def measured(said, **more):
+        lines = [{"index": index, "id": None, "answer": answer} for index, answer in enumerate(said) if answer]
+        (tmp_path / "mmbench_dev.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        options = dict(scoring="standard", bad_rows="skip", **more)
+        return score.score_one(score.BENCHMARKS["mmbench_dev"], tmp_path, tmp_path, tmp_path / "out", **options)
+
+    assert [measured("AAABBA")[name] for name in ("value", "n")] == [pytest.approx(200 / 3), 3]
+    some = measured(["A", "A", "A", "B", None, "A"])
+    assert (some["value"], some["n"], some["missing"], some["answered"]) == (50, 2, 1, 5)
+    part = measured("AAABBA", part=slice(0, 4))
+    assert (part["value"], part["n"], part["splits"]["every_row"]["value"]) == (100, 1, 100)
+    first = measured("AAABBA", part=slice(0, 3))
+    assert (first["value"], first["n"]) == (None, 0)
+
+
 def test_the_source_of_answers_is_told(answers, tmp_path):
     change(answers, lambda lines: lines.__setitem__(0, lines[0].replace("}", ', "source": "run a, beams 5"}')))
     assert result(answers, tmp_path)["settings"]["source"] == "run a, beams 5"

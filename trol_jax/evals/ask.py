@@ -78,8 +78,8 @@ class Asker:
     def journal(self, benchmark: Benchmark, part: str = "") -> Journal:
         return Journal(self.answers / f"{benchmark.name}{part}.jsonl", self.source(benchmark), ADDED, key="index")
 
-    def open(self, benchmark: Benchmark, part: slice) -> tuple[dict[int, dict], list[int]]:
-        """(What lines say of the questions, by index; the questions of `part` that are to be asked).
+    def open(self, benchmark: Benchmark, part: slice) -> tuple[dict[int, dict], dict[int, dict]]:
+        """(What lines say of the questions, by index; the lines of those that need not be asked).
 
         UserError for a file of another source, and where the benchmark cannot be read.
         """
@@ -88,10 +88,7 @@ class Asker:
             raise UserError(f"{self.root} holds no questions of {benchmark.name}")
         if not range(len(rows))[part]:
             raise UserError(f"--offset={part.start} leaves out all of its {len(rows)} questions")
-        known = {index: line for index, line in self.lines(benchmark, rows).items() if "error" not in line}
-        hosts.meet(f"{benchmark.name}: all have read what stands")
-        self.gather(benchmark, known)
-        return rows, [index for index in range(len(rows))[part] if index not in known]
+        return rows, {index: line for index, line in self.lines(benchmark, rows).items() if "error" not in line}
 
     def lines(self, benchmark: Benchmark, rows: Mapping[int, dict]) -> dict[int, dict]:
         """By index, of all files."""
@@ -108,7 +105,7 @@ class Asker:
         ]
 
     def gather(self, benchmark: Benchmark, known: Mapping[int, dict]) -> None:
-        """Makes the benchmark's one file hold what is known, in the order of the questions."""
+        """The first process makes the benchmark's one file hold what is known, in the order of the questions."""
         if hosts.is_first() and (known or self.journal(benchmark).path.exists()):
             self.journal(benchmark).write(known[index] for index in sorted(known))
             for each in self.parts(benchmark):
@@ -134,25 +131,29 @@ class Asker:
         shown = dict(total=len(todo), unit="question", disable=not hosts.is_first())
         with tqdm(desc=benchmark.name, **shown, mininterval=1.0, dynamic_ncols=True) as bar:
             for index, each in zip(todo, given, strict=True):
-                bad, asked = questions.taken.pop(index)
-                said = {"error": str(bad or each)} if bad or isinstance(each, UserError) else {"answer": each.text}
+                read, asked = questions.taken.pop(index)
+                if isinstance(read, BadRow):
+                    said = {"error": str(read)}
+                else:
+                    said = {"error": f"{read.row}: {each}"} if isinstance(each, UserError) else {"answer": each.text}
                 journal.append([{"index": index, **asked, **said, "source": journal.source}])
                 bar.update()
         hosts.meet(f"{benchmark.name}: all have asked", seconds=DAY)
-        self.gather(benchmark, self.lines(benchmark, rows))
+        if hosts.is_first():
+            self.gather(benchmark, self.lines(benchmark, rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
     """Those of `todo`, read while they are asked, as pictures of whole benchmarks are too much to hold.
 
-    taken: of those that were read and not answered yet, (what is wrong with the row, what its line says).
+    taken: of those that were read and not answered yet, (the item or what is wrong with it, what its line says).
     """
 
     asker: Asker
     benchmark: Benchmark
     todo: Sequence[int]
-    taken: dict[int, tuple[BadRow | None, dict]] = dataclasses.field(default_factory=dict)
+    taken: dict[int, tuple[Item | BadRow, dict]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.todo)
@@ -161,8 +162,8 @@ class Questions:
         wanted = {*self.todo}
         for index, each in enumerate(self.asker.read(self.benchmark)):
             if index in wanted:
-                bad = each if isinstance(each, BadRow) else None
-                self.taken[index] = bad, self.asker.asked(self.benchmark, each)
+                self.taken[index] = each, self.asker.asked(self.benchmark, each)
+                bad = isinstance(each, BadRow)
                 yield Question("") if bad else question(self.benchmark, each, self.asker.root)
 
 
@@ -212,21 +213,25 @@ def evaluate(
     for benchmark in score.chosen(names):
         began = time.monotonic()
         try:
-            rows, todo = asker.open(benchmark, part)
+            rows, known = asker.open(benchmark, part)
         except UserError as error:
             if hosts.is_first():
                 yield UserError(f"{benchmark.name}: {error}")
             continue
+        todo = [index for index in range(len(rows))[part] if index not in known]
+        hosts.meet(f"{benchmark.name}: all have read what stands")
+        asker.gather(benchmark, known)
+        hosts.meet(f"{benchmark.name}: it is put together")
         if todo:
             asker.ask(benchmark, rows, todo)
-        if not hosts.is_first():
-            continue
-        settings = settings_of(asker, benchmark) | {"offset": offset, "limit": limit, "asked": len(todo)}
-        settings["seconds"] = round(time.monotonic() - began, 2)
-        try:
-            yield score.score_one(benchmark, root, answers, output, part=part, settings=settings, **scored)
-        except UserError as error:
-            yield UserError(f"{benchmark.name}: {error}")
+        if hosts.is_first():
+            settings = settings_of(asker, benchmark) | {"offset": offset, "limit": limit, "asked": len(todo)}
+            settings["seconds"] = round(time.monotonic() - began, 2)
+            try:
+                yield score.score_one(benchmark, root, answers, output, part=part, settings=settings, **scored)
+            except UserError as error:
+                yield UserError(f"{benchmark.name}: {error}")
+        hosts.meet(f"{benchmark.name}: it is scored", seconds=DAY)  # a judge may take long
 
 
 def settings_of(asker: Asker, benchmark: Benchmark) -> Mapping[str, Any]:

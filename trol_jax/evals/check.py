@@ -84,11 +84,11 @@ def check(root: str | os.PathLike, names: Sequence[str] = ("all",), decode: bool
 
 def look(benchmark: Benchmark, root: Root, decode: bool) -> Found:
     questions, bad = 0, []
-    for index, each in enumerate(benchmark.read(root)):
+    for each in benchmark.read(root):
         if isinstance(each, BadRow):
             bad.append(str(each))
         elif decode and (problems := unreadable(root, each)):
-            bad.append(f"question {index}, id {each.id!r}: {problems[0]}")
+            bad.append(f"{each.row}: {problems[0]}")
         else:
             questions += 1
     if not questions and not bad:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def each(rows: Iterable[Row], convert: Callable[[Row], Item]) -> Iterator[Item |
         try:
             if not isinstance(row.data, Mapping):
                 raise row.bad(f"is {json.dumps(row.data, default=repr)[:60]}, must be an object")
-            yield convert(row)
+            yield replace(convert(row), row=f"{row.file}, row {row.number}")
         except BadRow as error:
             yield error
 

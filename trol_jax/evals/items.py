@@ -22,16 +22,20 @@ class Item:
     gold: Any = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     index: int = -1  # place in the reader's order; bad rows count
+    row: str = ""  # its file and its place there, for messages
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An answered item. parsed: None where the rule found nothing. score: None where there is no gold."""
+    """An answered item. parsed: None where the rule found nothing. score: None where there is no gold. whole: whether
+    all of its group are answered, see `Scoring.group`.
+    """
 
     item: Item
     answer: str
     parsed: Any
     score: float | None
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Scoring:
     summarise: Callable[[Sequence[Sample]], Summary]
     select: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items  # those that count
     judged: Judged | None = None  # in place of these rules, where there is a judge
+    group: Callable[[Item], Any] | None = None  # what questions have in common that are scored together
 
 
 @dataclass(frozen=True)

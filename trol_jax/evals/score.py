@@ -9,7 +9,8 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from trol_jax.evals.judging import judge_all
 
 SCORINGS, BAD_ROWS = ("trol", "standard"), ("fail", "skip")
 SUBMISSION = "submission"  # folder below the output
-TOLD = 20  # bad rows that a result quotes; it counts them all
+TOLD = 20  # bad rows and failures that a result quotes; it counts them all
 
 
 @dataclasses.dataclass
@@ -177,7 +178,15 @@ def take(
             problems.failed.append(failed[item.index])
         else:
             problems.missing.append(f"{file} has none to question {item.index}, id {item.id!r}")
-    return samples
+    return samples if rules.group is None else grouped(samples, rules.group, items)
+
+
+def grouped(samples: Sequence[Sample], group: Callable[[Item], Any], items: Iterable[Item | None]) -> list[Sample]:
+    """Marked where others of their group, also beyond the part that is asked, have no answer."""
+    wanted = Counter(group(item) for item in items if item is not None)
+    found = Counter(group(sample.item) for sample in samples)
+    partly = {key for key, count in wanted.items() if found[key] < count}
+    return [dataclasses.replace(sample, whole=group(sample.item) not in partly) for sample in samples]
 
 
 def answer_lines(file: Path) -> Iterator[Row]:
@@ -246,7 +255,7 @@ def measure(
         "failed": len(problems.failed),
         "missing": len(problems.missing),
         "bad_rows": len(problems.rows),
-        "bad": problems.rows[:TOLD],
+        "bad": [*problems.rows, *problems.failed][:TOLD],
         "scorer": rules.rule,
         "judge": judge.name,
         "judge_account": judge.account(),

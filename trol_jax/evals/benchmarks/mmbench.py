@@ -81,20 +81,26 @@ def printed(samples) -> Summary:
 
 
 def circular(samples) -> Summary:
-    """A question is right if it is with its choices in every order."""
+    """A question is right if it is with its choices in every order; one that lacks answers to some is left out."""
     scored = [sample for sample in samples if sample.score is not None]
     if not scored:
         return Summary()
-    rights = all_right(samples, question)
+    whole = [sample for sample in samples if sample.whole]
+    rights = all_right(whole, question)
     splits = {
-        key: {name: part(all_right(group, question)) for name, group in grouped(samples, key).items() if name}
+        key: {name: part(all_right(group, question)) for name, group in grouped(whole, key).items() if name}
         for key in ("category", "l2-category")
     }
     return Summary(*mean(rights), splits | {"every_row": part(marked(scored))}, len(rights))
 
 
 def question(sample: Sample) -> int:
-    return sample.item.id % ROTATION
+    return turned(sample.item)
+
+
+def turned(item: Item) -> int:
+    """The question that it is in one order of its choices."""
+    return item.id % ROTATION
 
 
 # ---------------------------------------------------------------------- judge
@@ -126,6 +132,6 @@ SCORINGS = {
         printed,
         first_of_each_id,
     ),
-    "standard": Scoring(RULE, named, equal, circular, judged=JUDGED),
+    "standard": Scoring(RULE, named, equal, circular, judged=JUDGED, group=turned),
 }
 BENCHMARKS = tuple(Benchmark(name, reader(file), SCORINGS) for name, file in FILES.items())

@@ -20,7 +20,8 @@ NOTES = (
     "the first one, with its 95% interval (bootstrap over questions).",
     f"Test: where all scores are 0 or 1, {MCNEMAR}, on the questions that only one of the two has right; else "
     f"{BOOTSTRAP}, {RESAMPLES:,} resamples. Two-sided; adjusted (Holm) over the benchmarks of a table. A run is called "
-    f"better where that is below {LEVEL}. Questions count as independent, although some share a picture.",
+    f"better where that is below {LEVEL}. Questions count as independent, although some share a picture, and rows of "
+    "MMBench a question, which makes p too small.",
 )
 
 

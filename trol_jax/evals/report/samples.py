@@ -64,7 +64,7 @@ def thumbnail(image: bytes | Path) -> bytes | None:
 
 
 def collect(runs: Sequence[Run], output: Path, root: Path | None = None) -> dict[str, Any]:
-    """What the page reads. root: where the pictures are, by default where the first run of each benchmark had them.
+    """What the page reads. root: where the pictures are, by default where the run had them that a question is from.
 
     samples: [benchmark, index, id, prompt, pictures, gold, answers]; an answer is [answer, parsed, score], one for each
     run, null where it has none; benchmarks and pictures are places in the lists of that name.
@@ -74,25 +74,31 @@ def collect(runs: Sequence[Run], output: Path, root: Path | None = None) -> dict
     for number, name in enumerate(names):
         own = [run.samples.get(name, {}) for run in runs]
         asked = questions(own)
-        used = root or next(Path(str(run.results[name].settings.get("root"))) for run in runs if name in run.samples)
         looks = dict(total=len(asked), unit="question", mininterval=1.0, leave=False, dynamic_ncols=True)
-        given = tqdm(images(name, asked, used), f"pictures of {name}", **looks)
-        places = {index: [pictures.place(image) for image in found] for index, found in given}
-        for sample in asked:
+        with tqdm(desc=f"pictures of {name}", **looks) as bar:
+            places = {}
+            for which in sorted({run for run, _ in asked}):
+                used = root or Path(str(runs[which].results[name].settings.get("root")))
+                for index, found in images(name, [sample for run, sample in asked if run == which], used):
+                    places[which, index] = [pictures.place(image) for image in found]
+                    bar.update()
+        for which, sample in asked:
             prompt, gold = sample.prompt.replace(IMAGE, " ").strip(), shown(sample.gold)
-            question = [number, sample.index, sample.id, cut(prompt), places.get(sample.index, []), gold]
+            question = [number, sample.index, sample.id, cut(prompt), places.get((which, sample.index), []), gold]
             rows.append([*question, [answer(run.get(sample.index), sample) for run in own]])
     told = {"runs": [run.name for run in runs], "benchmarks": names, "pictures": pictures.addresses}
     return told | {"lost": pictures.lost, "samples": rows}
 
 
-def questions(runs: Sequence[Mapping[int, Sample]]) -> list[Sample]:
-    """Of all runs, in the reader's order; what other data asks at the same place is another question."""
+def questions(runs: Sequence[Mapping[int, Sample]]) -> list[tuple[int, Sample]]:
+    """(Number of the first run that has it, question) of all runs, in the reader's order; what other data asks at the
+    same place is another question.
+    """
     known = {}
-    for samples in runs:
+    for number, samples in enumerate(runs):
         for sample in samples.values():
-            known.setdefault((sample.index, sample.id, sample.prompt), sample)
-    return sorted(known.values(), key=lambda sample: sample.index)
+            known.setdefault((sample.index, sample.id, sample.prompt), (number, sample))
+    return sorted(known.values(), key=lambda each: each[1].index)
 
 
 def answer(given: Sample | None, asked: Sample) -> list | None:
