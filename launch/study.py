@@ -74,7 +74,7 @@ def prepared(rows, tower, root):
     from pathlib import Path
 
     from trol_jax.data.shapes import write_shapes
-    from trol_jax.train import loop
+    from trol_jax.study import grid
 
     if TASK.value == "shapes":
         data = root / "data"
@@ -84,7 +84,7 @@ def prepared(rows, tower, root):
         rows, tower = {name: placed(config) for name, config in rows.items()}, placed(tower)
     if TOWER.value:
         return rows, Path(TOWER.value)
-    loop.train(tower, root / "tower")
+    grid.train(tower, root / "tower")
     return rows, root / "tower"
 
 

@@ -11,7 +11,7 @@ import programs
 from programs import Program
 from test_train import error_line
 from trol_jax.data.shapes import write_shapes
-from trol_jax.errors import UserError
+from trol_jax.errors import STOPPED, UserError
 from trol_jax.models.variants import get_variant
 from trol_jax.ops.traversal import Traversal
 from trol_jax.study import grid, report
@@ -92,6 +92,14 @@ def test_the_report_tells_what_was_found(tmp_path):
 )
 def test_unknown_studies_and_rows_are_named(flags, message):
     assert message in error_line(Program(programs.launch("study"), *flags).wait())
+
+
+def test_a_study_that_is_stopped_measures_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(grid.loop, "train", lambda config, run: config.steps - 1)
+    monkeypatch.setattr(grid.runner, "evaluate", None)
+    with fixtures.nano_variants(), pytest.raises(SystemExit) as stopped:
+        next(grid.measure(rows(), fixtures.save_run(tmp_path / "tower"), tmp_path / "study", seeds=1))
+    assert stopped.value.code == STOPPED
 
 
 @pytest.mark.slow

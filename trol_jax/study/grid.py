@@ -11,6 +11,7 @@ the order of the data, alike for every row whose model has the same shapes, so t
 import dataclasses
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trol_jax import checkpoint, saved
 from trol_jax.data.easy_vqa import EasyVQA
-from trol_jax.errors import UserError
+from trol_jax.errors import STOPPED, UserError
 from trol_jax.evals import runner
 from trol_jax.models.trol import TroL, abstract_params, init_params
 from trol_jax.models.variants import ModelConfig, get_variant
@@ -70,9 +71,15 @@ def measure(
             trained = as_trained(dataclasses.replace(config, seed=seed, start_from=str(start)))
             graft(tower, trained.model, seed, start)
             print(f"{row}, seed {seed}: {run}", flush=True)
-            loop.train(trained, run)
+            train(trained, run)
             result = runner.evaluate(run, answers, limit=limit, root=config.data.root or None, traversal=how(config))
             yield gather(row, seed, config, run, result)
+
+
+def train(config: RunConfig, run: Path) -> None:
+    """To the end. Told to stop, it ends the program as launch.train does."""
+    if loop.train(config, run) < config.steps:
+        sys.exit(STOPPED)
 
 
 def as_trained(config: RunConfig) -> RunConfig:
