@@ -6,7 +6,7 @@ python -m launch.study --study=passes --seeds=5
     stopped; --root gets a report after each row.
 python -m launch.study --gates --checkpoint=RUN [--data=DIR --limit=N]
     where a checkpoint looks twice: gates by layer, kind of token and task, and the words where they open most.
-python -m launch.study --early_exit --checkpoint=RUN [--data=DIR --limit=N --thresholds=0,0.1,0.2]
+python -m launch.study --early_exit --checkpoint=RUN [--data=DIR --limit=N --thresholds=0,0.1]
     leaves out the second pass of layers whose mean gate is below a threshold: time of prompts against agreement.
 """
 
@@ -41,7 +41,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder of the results, by default 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Samples at a time; changes no gate and no answer.", lower_bound=1)
 MIN_COUNT = flags.DEFINE_integer("min_count", 10, "List words seen so often.", lower_bound=1)
 THRESHOLDS = flags.DEFINE_list(
-    "thresholds", [f"0.{tenth}" if tenth else "0" for tenth in range(10)], "Of a layer's mean gate, 0 to 1."
+    "thresholds", [f"{number / 20:g}" for number in range(20)], "Of a layer's mean gate, 0 to 1."
 )
 CALIBRATION = flags.DEFINE_integer("calibration", 256, "Other samples that tell the mean gates.", lower_bound=1)
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "Length of the answers compared.", lower_bound=1)

@@ -1,8 +1,12 @@
 """Gates over a dataset: which kind a token is of, that sums are those of all tokens, and what is told of them."""
 
 import dataclasses
+import functools
 import json
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,8 +28,9 @@ from trol_jax.data.sources.sample import Sample
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
 from trol_jax.infer.answer import Answerer, Question
-from trol_jax.models.trol import TroL
-from trol_jax.models.variants import with_tokenizer
+from trol_jax.models.layers import unstack_layers
+from trol_jax.models.trol import TroL, abstract_params
+from trol_jax.models.variants import get_variant, with_tokenizer
 from trol_jax.saved import Saved
 from trol_jax.study import gates, gates_report
 from trol_jax.study.gates import ANSWER, BINS, KINDS, MARK, PICTURE, QUESTION, SYSTEM, Sums, record
@@ -151,6 +156,19 @@ def test_a_converted_checkpoint_has_gates(tmp_path, data, family):
     found = record(Answerer.load(tmp_path / "run"), open_samples(data), batch_size=4)
     assert (found.all.count > 0).all()  # with the original's system message
     assert ((found.all.total > 0) & (found.all.total < found.all.count[:, None])).all()
+
+
+@pytest.mark.parametrize("variant", ["trol_1_8b", "trol_3_8b", "trol_7b"])
+def test_the_released_sizes_have_gates(variant):
+    """By shapes alone."""
+    config = get_variant(variant)
+    model = TroL(config, separate=True)
+    params = jax.eval_shape(unstack_layers, nn.unbox(abstract_params(TroL(config))))
+    side, length = config.vision.image_size, 2 * config.image_tokens
+    tokens, learned = (jax.ShapeDtypeStruct((2, length), dtype) for dtype in (jnp.int32, bool))
+    tiles = jax.ShapeDtypeStruct((2, 1, side, side, 3), jnp.uint8)
+    found = jax.eval_shape(functools.partial(gates.scores, model), params, tokens, tiles, learned)
+    assert found.shape == (2, config.decoder.layers, length)
 
 
 # ---------------------------------------------------------------------- data

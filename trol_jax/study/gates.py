@@ -262,12 +262,12 @@ def _run(
         if own:
             made = [prepare(picture, encode.tokenizer.format.name, side, encode.max_tiles) for picture in own]
             tiles[row, : sum(each.tiles)] = np.concatenate(made)
-    gates = _gates(answerer.model, answerer.params, tokens, tiles if tiles.shape[1] else None, learned)
+    gates = scores(answerer.model, answerer.params, tokens, tiles if tiles.shape[1] else None, learned)
     return np.asarray(gates)[: len(batch)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gates(model: TroL, params, tokens, tiles, learned):
+def scores(model: TroL, params, tokens, tiles, learned):
     """The mean over passes, float32[B, L, T]; tokens: int[B, T], padded with -1; tiles: uint8 as `inputs` takes it."""
     tokens, segment_ids, images = inputs(model, tokens, tiles)
     _, out = model.apply({"params": params}, tokens, images, segment_ids=segment_ids, loss_mask=learned)
