@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from trol_jax.data.encode import paired
 from trol_jax.data.paths import resolve
@@ -112,7 +113,7 @@ def measure(
     by_option = {option(config, gates, threshold): None for threshold in thresholds}
     models = {text: _with(answerer, text) for text in by_option}
     given = {}
-    for text, model in models.items():
+    for text, model in tqdm(models.items(), desc="early exit", unit="option", dynamic_ncols=True):
         answers = model.answer([question for question, _ in asked], max_new_tokens, batch_size=batch_size, skip=True)
         given[text] = [each if isinstance(each, UserError) else (each.text, each.tokens) for each in answers]
     sound = [i for i, answer in enumerate(given[""]) if not isinstance(answer, UserError)]
@@ -215,7 +216,7 @@ def write_report(root: Path, title: str, command: str, found: Found, about: Mapp
     """Into `root`, each file as a whole. about: what was measured."""
     layers = Table(["layer", "mean gate"], [[str(n + 1), f"{gate:.4f}"] for n, gate in enumerate(found.gates)])
     plots = {PLOT: "Time of prompts against agreement"}
-    texts = dict(note=_note(found), plots=plots)
+    texts = dict(note=f"Checkpoint: {about['source']}. Data: {about['data']}. {_note(found)}", plots=plots)
     drawn = {PLOT: plot(found)}
     write(root / PLOT, drawn[PLOT])
     write(root / JSON, (json.dumps(dict(about) | dataclasses.asdict(found), indent=1) + "\n").encode())
@@ -263,7 +264,8 @@ def plot(found: Found) -> bytes:
     for each in points:
         place = each.ratio[0], 100 * each.agreement
         axes.annotate(f"{each.threshold:g}", place, xytext=(6, 6), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="time of prompts, part of the whole model's", ylabel="% of the questions", ylim=(-3, 108))
+    axes.set(xlabel="time of prompts, part of the whole model's", ylabel="% of the questions")
+    axes.margins(0.12)
     axes.set_title("Points: the least threshold that leaves out these layers", fontsize=10, loc="left")
     axes.grid(color="#eaeef2")
     axes.set_axisbelow(True)

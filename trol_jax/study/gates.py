@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from trol_jax.data.encode import Encoded, SampleEncoder
 from trol_jax.data.images import load_image, prepare
@@ -156,8 +157,11 @@ def record(
     )  # fmt: skip
     marks = marks_of(answerer.tokenizer)
     quota, seen = -(-pictures // len(samples.names)), set()
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for batch in _batches(_encoded(samples.each, encode, limit, found), batch_size):
+    total = min(len(samples.each), limit or len(samples.each))
+    looks = dict(desc="gates", unit="sample", mininterval=1.0, dynamic_ncols=True)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool, tqdm(total=total, **looks) as bar:
+        for batch in _batches(_encoded(samples.each, encode, total, found), batch_size):
+            bar.update(len(batch))
             batch, images = _read(batch, pool, found)
             if not batch:
                 continue
@@ -205,8 +209,8 @@ def kinds_of(encoded: Encoded, marks: Sequence[Sequence[int]], tokenizer: Tokeni
 Pair = tuple[Sample, Encoded]
 
 
-def _encoded(samples: Sequence[Sample], encode: SampleEncoder, limit: int | None, found: Gates) -> Iterator[Pair]:
-    for number in range(min(len(samples), limit or len(samples))):
+def _encoded(samples: Sequence[Sample], encode: SampleEncoder, total: int, found: Gates) -> Iterator[Pair]:
+    for number in range(total):
         try:
             sample = samples[number]
             yield sample, encode(sample)

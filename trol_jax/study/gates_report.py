@@ -53,7 +53,7 @@ def write_report(
     plots = {name: PLOTS[name] for name in drawn}
     for name, data in drawn.items():
         write(root / name, data)
-    texts = dict(note=f"{lines}. {NOTE}", plots=plots)
+    texts = dict(note=f"Checkpoint: {about['source']}. Data: {about['data']}, {lines}. {NOTE}", plots=plots)
     write(root / JSON, (json.dumps(to_json(found, words, about)) + "\n").encode())
     write(root / HTML, page(title, command, tables, drawn, **texts).encode())
     write(root / MARKDOWN, markdown(title, command, tables, **texts).encode())
