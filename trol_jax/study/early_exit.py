@@ -110,8 +110,8 @@ def measure(
     first = list(itertools.islice(questions, calibration))
     asked = list(itertools.islice(questions, limit))
     gates, calibrated = calibrate(answerer, [question for question, _ in first], batch_size)
-    by_option = {option(config, gates, threshold): None for threshold in thresholds}
-    models = {text: _with(answerer, text) for text in by_option}
+    options = {threshold: option(config, gates, threshold) for threshold in thresholds}
+    models = {text: _with(answerer, text) for text in dict.fromkeys(["", *options.values()])}
     given = {}
     for text, model in tqdm(models.items(), desc="early exit", unit="option", dynamic_ncols=True):
         answers = model.answer([question for question, _ in asked], max_new_tokens, batch_size=batch_size, skip=True)
@@ -120,20 +120,22 @@ def measure(
     if not sound:
         raise UserError(f"{samples.root}: none of the questions can be asked; the first: {given[''][0]}")
     tokens, tiles = _prompts(answerer, [asked[i][0] for i in sound], batch_size)
-    seconds, logits = timed(list(models.values()), tokens, tiles)
+    times = dict(zip(models, timed(list(models.values()), tokens, tiles), strict=True))
     points = []
-    for threshold in thresholds:
-        text = option(config, gates, threshold)
-        place = list(models).index(text)
-        same = [given[text][i][1] == given[""][i][1] for i in sound]
-        right = [is_right(given[text][i][0], asked[i][1]) for i in sound]
-        ratio = np.quantile(seconds[place] / seconds[0], (0.5, 0.25, 0.75)).tolist()
-        apart = float(np.abs(logits[place] - logits[0]).max())
-        kept = _kept(models[text].model.config)
+    for threshold, text in options.items():
+        (seconds, logits), (whole, its_logits) = times[text], times[""]
         points.append(
-            Point(threshold, text, kept, float(np.mean(same)), float(np.mean(right)), float(np.median(seconds[place])),
-                  tuple(ratio), apart)
-        )  # fmt: skip
+            Point(
+                threshold,
+                text,
+                kept=_kept(models[text].model.config),
+                agreement=float(np.mean([given[text][i][1] == given[""][i][1] for i in sound])),
+                right=float(np.mean([is_right(given[text][i][0], asked[i][1]) for i in sound])),
+                seconds=float(np.median(seconds)),
+                ratio=tuple(np.quantile(seconds / whole, (0.5, 0.25, 0.75)).tolist()),
+                logits=float(np.abs(logits - its_logits).max()),
+            )
+        )
     bad = len(first) - calibrated + len(asked) - len(sound)
     return Found([*map(float, gates)], points, calibrated, len(sound), bad, *tokens.shape)
 
@@ -152,25 +154,22 @@ def calibrate(answerer: Answerer, questions: Sequence[Question], batch_size: int
     return total / tokens, prompts
 
 
-def timed(answerers: Sequence[Answerer], tokens: np.ndarray, tiles: np.ndarray | None) -> tuple[np.ndarray, list]:
-    """(seconds float[models, rounds] of running the prompts, the logits of each). The models take turns, so that what
+def timed(answerers: Sequence[Answerer], tokens: np.ndarray, tiles: np.ndarray | None) -> list[tuple]:
+    """(seconds float[rounds] of running the prompts, their logits) of each model. The models take turns, so that what
     else the machine does falls on all alike.
     """
     engines = [Engine(each.model, each.params, each.stop, cache=each.cache) for each in answerers]
     run = lambda engine: jax.block_until_ready(engine.prompt(tokens, tiles))  # noqa: E731
     logits = [np.asarray(run(engine)[0]) for engine in engines]  # and compiled
-    rounds, began = [], time.monotonic()
-    while len(rounds) < ROUNDS[0] or (
-        len(rounds) < ROUNDS[1] and time.monotonic() - began < SECONDS * len(engines)
-    ):  # fmt: skip
-        taken = {}
-        order = range(len(engines)) if len(rounds) % 2 else reversed(range(len(engines)))
-        for place in order:
+    seconds, (least, most), began = [[] for _ in engines], ROUNDS, time.monotonic()
+    for number in range(most):
+        if number >= least and time.monotonic() - began > SECONDS * len(engines):
+            break
+        for place in range(len(engines))[:: 1 if number % 2 else -1]:
             start = time.perf_counter()
             run(engines[place])
-            taken[place] = time.perf_counter() - start
-        rounds.append([taken[place] for place in range(len(engines))])
-    return np.array(rounds).T, logits
+            seconds[place].append(time.perf_counter() - start)
+    return list(zip(map(np.array, seconds), logits, strict=True))
 
 
 # ---------------------------------------------------------------------- samples
