@@ -8,8 +8,8 @@ from fixtures import QUESTIONS
 from trol_jax.data.images import prepare
 from trol_jax.data.prompts import FORMATS, encode_prompt
 from trol_jax.data.tokenizer import train_tokenizer
+from trol_jax.evals import heat
 from trol_jax.ops.image import patchify, pixel_shuffle
-from trol_jax.serve import heat
 
 SIZES = {"internlm2": [(16, 16), (16, 16)], "phi3": [(32, 48), (16, 16), (32, 32)]}  # no pixel is resized
 

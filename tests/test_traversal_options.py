@@ -234,3 +234,16 @@ def test_a_layer_that_is_not_traversed_leaves_its_second_pass_out():
     tokens = tiny.tokens(2, 6)
     branches = lambda module: run.lower(module, params, tokens).as_text().count("stablehlo.case")  # noqa: E731
     assert (branches(module), branches(with_options(module, layers="first 1"))) == (0, 1)
+
+
+def test_unrolled_layers_that_are_not_traversed_are_not_in_the_program():
+    module, params = tiny.model("phi3")
+    module, params, tokens = tiny.separate(module), unstack_layers(params), tiny.tokens(2, 6)
+    text = lambda module: run.lower(module, params, tokens).as_text()  # noqa: E731
+    products = lambda **options: text(with_options(module, **options)).count("stablehlo.dot_general")  # noqa: E731
+    all_layers, first, none = products(), products(layers="first 1"), products(answer_passes=1)
+    assert all_layers - first == pytest.approx((all_layers - none) / 2, abs=1)
+    assert "stablehlo.case" not in text(with_options(module, layers="first 1"))
+    assert text(with_options(module, layers="0 1")) == text(module)
+    scanned = run(with_options(tiny.model("phi3")[0], layers="first 1"), tiny.model("phi3")[1], tokens)
+    close(run(with_options(module, layers="first 1"), params, tokens)[0], scanned[0])

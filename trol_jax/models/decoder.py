@@ -86,7 +86,7 @@ class TraversedLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x, gate, number, cached, context):
-        """gate: see `ops.traversal.score`. number: int32[], that of the layer, where it matters.
+        """gate: see `ops.traversal.score`. number: int32[] or int, that of the layer, where it matters.
 
         Returns (x, (keys and values of the first pass, or with `decode` of each, scores)).
         """
@@ -94,10 +94,12 @@ class TraversedLayer(nn.Module):
         block = Pass(self.config, self.dtype, self.deterministic, self.layout, name="block")
         kept = self.passes if self.traversal.decode else 1
         draw = self.draw(number, context)
-        where, here = context.traversed, None
+        where, here = context.traversed, True
         if self.traversal.layers != "all":
-            here = jnp.array(traversal.traversed(self.traversal.layers, self.config.layers))[number]
-            where = here[None, None] if where is None else here & where
+            chosen = traversal.traversed(self.traversal.layers, self.config.layers)
+            here = chosen[number] if isinstance(number, int) else jnp.array(chosen)[number]
+        if here is not True:
+            where = jnp.array(here)[None, None] if where is None else here & where
 
         kvs = []
 
@@ -105,7 +107,10 @@ class TraversedLayer(nn.Module):
             size, slot = cached and len(cached) // kept, min(n, kept - 1)
             run = lambda block, h: block(h, cached and cached[slot * size : (slot + 1) * size], context)  # noqa: E731
             skip = lambda block, h: (h, kvs[0])  # noqa: E731
-            h, kv = run(block, h) if here is None or n == 0 else nn.cond(here, run, skip, block, h)
+            if n == 0 or isinstance(here, bool):
+                h, kv = (run if n == 0 or here else skip)(block, h)
+            else:  # one program for all layers
+                h, kv = nn.cond(here, run, skip, block, h)
             kvs.append(kv)
             return h
 
@@ -182,6 +187,7 @@ class Decoder(nn.Module):
         if cache is not None and not self.separate:
             cached = jax.tree.map(jnp.stack, cached, is_leaf=lambda leaf: isinstance(leaf, list))
         numbered = self.traversal.layers != "all" or self.traversal.mix == "random"
-        numbers = jnp.arange(self.config.layers) if numbered else None
+        numbers = range(self.config.layers)
+        numbers = None if not numbered else [*numbers] if self.separate else jnp.array(numbers)
         x, (kv, scores) = run(x, self.gate, numbers, cached, context)
         return self.norm(x), {"kv": kv, "gate": jnp.stack(scores) if isinstance(scores, list) else scores}

@@ -23,10 +23,10 @@ from PIL import Image
 from trol_jax.data.easy_vqa import KINDS, EasyVQA, kind_of
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
+from trol_jax.evals import heat
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import Decoding
 from trol_jax.infer.server import Request
-from trol_jax.serve import heat
 from trol_jax.serve.models import Served
 from trol_jax.serve.openai import LETTERS
 

@@ -106,24 +106,31 @@ def p_value(p: float) -> str:
 
 
 # ---------------------------------------------------------------------- texts
-def markdown(title: str, command: str, tables: Sequence[Table]) -> str:
-    parts = [f"# {title}", f"    {command}", NOTE]
+def markdown(
+    title: str, command: str, tables: Sequence[Table], note: str = NOTE, plots: Mapping[str, str] = PLOTS
+) -> str:
+    parts = [f"# {title}", f"    {command}", note]
     for table in tables:
         lines = [table.head, ["---"] * len(table.head), *table.lines]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts += [f"![{what}]({name})" for name, what in PLOTS.items()]
+        parts.append(
+            "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        )
+    parts += [f"![{what}]({name})" for name, what in plots.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def page(title: str, command: str, tables: Sequence[Table], drawn: Mapping[str, bytes]) -> str:
+def page(
+    title: str, command: str, tables: Sequence[Table], drawn: Mapping[str, bytes],
+    note: str = NOTE, plots: Mapping[str, str] = PLOTS,
+) -> str:  # fmt: skip
     style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
     style += "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(command)}</pre>", f"<p>{html.escape(NOTE)}</p>"]
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(command)}</pre>", f"<p>{html.escape(note)}</p>"]
     for table in tables:
         cells = lambda tag, line: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line)  # noqa: E731
         lines = [cells("th", table.head), *(cells("td", line) for line in table.lines)]
         parts.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
-    for name, what in PLOTS.items():
+    for name, what in plots.items():
         parts.append(f"<img alt='{what}' src='data:image/png;base64,{base64.b64encode(drawn[name]).decode()}'>")
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{style}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
