@@ -65,6 +65,11 @@ class Program:
         while len(self.said()[0]) < characters and self.poll() is None:
             time.sleep(0.01)
 
+    def wait_for_line(self) -> None:
+        """Of its output; or its end."""
+        while not self.said()[0].endswith("\n") and self.poll() is None:
+            time.sleep(0.01)
+
     def wait(self, timeout: float = 240) -> tuple[int, str, str]:
         """(status, output, errors)."""
         end = time.monotonic() + timeout

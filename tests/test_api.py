@@ -432,7 +432,7 @@ def test_the_programs_serve_until_they_are_told_to_end(tmp_path):
         run = f"--checkpoint={fixtures.save_run(tmp_path / 'nano')}"
     with serve(run, "--port=0") as one, serve(run, "--port=0", program="demo") as other:
         for program, number in ((one, signal.SIGINT), (other, signal.SIGTERM)):
-            program.wait_for(len("nano at http://127.0.0.1:1/v1\n"))
+            program.wait_for_line()
             ready, _ = program.said()
             assert ready.startswith("nano at http://127.0.0.1:")
             address = ready.split()[-1].removesuffix("/v1")

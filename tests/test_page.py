@@ -15,6 +15,7 @@ from trol_jax.infer.engine import Engine
 from trol_jax.serve import models
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed")
+api = pytest.importorskip("trol_jax.serve.api", exc_type=ModuleNotFoundError)
 http = pytest.importorskip("trol_jax.serve.http", reason="uvicorn is not installed", exc_type=ModuleNotFoundError)
 CHROMIUM = shutil.which("chromium")
 ARGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -50,7 +51,7 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(served):
     page = pytest.importorskip("trol_jax.serve.page", reason="gradio is not installed", exc_type=ModuleNotFoundError)
-    app = fastapi.FastAPI()
+    app = api.app(served)
     page.mount(app, page.page(served), max_upload_mb=1)
     with http.listen("127.0.0.1", 0) as opened:
         server = http.Server(app, served)
@@ -127,6 +128,10 @@ def test_a_picture_is_asked_about_and_its_map_follows_the_layer(page, address, p
         until(page, lambda layer=layer: image.get_attribute("alt").endswith(f"layer {layer} of 2"))
         seen.add(image.get_attribute("src"))
     assert len(seen) == 3
+    mean = "mean of 2 layers"
+    for given, shown in (("7", "layer 2 of 2"), ("", mean), ("1", "layer 1 of 2"), ("-1", mean)):
+        page.locator("#layer input[type=number]").fill(given)
+        until(page, lambda shown=shown: image.get_attribute("alt").endswith(shown))
     page.get_by_role("button", name="Clear").click()
     page.get_by_text("Here the gates").wait_for()
     assert (answer(page), page.locator("#picture img").count()) == ("", 0)
@@ -185,6 +190,8 @@ def test_what_cannot_be_asked_is_said_in_a_line(page, address, picture):
     told("shorten the question or max_new_tokens")
     ask(page, "is it red? " * 100_000)
     told("the question has 1,100,000 letters; shorten it")
+    ask(page, "is it red?", longest=0)
+    told("max_new_tokens is 0, must be at least 1")
     text.write_text("no picture")
     page.set_input_files("#picture input[type=file]", text)
     page.locator("#picture img").wait_for(state="attached")
@@ -214,6 +221,12 @@ def test_files_of_the_machine_and_remote_ones_are_no_uploads(page, address, pict
         assert (refused.status, refused.text()) == (403, "") or refused.status == 404
     assert page.request.get(f"{address}/gradio_api/file={remote}").status == 403
     assert not fetched
+
+
+def test_the_api_stands_beside_it(page, address):
+    for path, status in (("models", 200), ("nothing", 404), ("chat/completions", 405)):
+        answer = page.request.get(f"{address}/v1/{path}")
+        assert answer.status == status and ("error" in answer.json()) == (status != 200)
 
 
 def test_a_phone_needs_no_scrolling_aside(page):

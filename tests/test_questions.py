@@ -115,6 +115,8 @@ def test_a_file_that_holds_no_answers_stays_as_it_is(folder, content):
         ('{"question": "a?"}\n{"question"', "line 2 is not JSON"),
         ("[1]", "line 1 is not an object"),
         ('\ufeff{"question": "a?", "n": NaN}', "line 1 is not JSON: NaN"),
+        ('{"question": "a?", "n": 1e999}', "line 1 is not JSON: 1e999 is no number"),
+        pytest.param('{"question": "a?", "n": ' + "[" * 100_000, "line 1 is not JSON", id="deep"),
         ('\n{"text": "a?"}', 'line 2 has no text under "question"'),
         ('{"question": " "}', 'line 1 has no text under "question"'),
         ('{"question": "a?", "image": 3}', 'line 1: "image" must be the name of a file'),

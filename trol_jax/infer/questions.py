@@ -7,6 +7,7 @@ answers as they are, each of which is its question's line with "prediction" (or 
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,8 @@ def read(path: str | os.PathLike) -> list[dict]:
 
 def _row(line: str, where: str) -> dict:
     try:
-        row = json.loads(line, parse_constant=_refuse)
-    except ValueError as error:
+        row = json.loads(line, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f'{where} is not an object, as {{"question": "what is this?"}}')
@@ -51,6 +52,11 @@ def _row(line: str, where: str) -> dict:
 
 def _refuse(constant: str):
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    """What could be written again."""
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
 
 
 def _images(row: dict) -> list[str]:

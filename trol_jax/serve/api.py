@@ -24,13 +24,18 @@ from trol_jax.serve.openai import Refused, reply
 
 def app(served: dict[str, Served], max_body: int = 32 * 2**20, key: str = "") -> FastAPI:
     """max_body: bytes of a request. key: what clients of /v1 must send as their API key; "" = nothing."""
-    api = _Api(served, max_body, key)
-    fast = FastAPI(title="TroL", docs_url=None, redoc_url=None, openapi_url=None)
-    fast.add_api_route("/v1/chat/completions", api.completions, methods=["POST"])
-    fast.add_api_route("/v1/models", api.models)
-    fast.add_api_route("/v1/models/{name}", api.model)
+    api, fast, v1 = _Api(served, max_body, key), _app(), _app()
+    v1.add_api_route("/chat/completions", api.completions, methods=["POST"])
+    v1.add_api_route("/models", api.models)
+    v1.add_api_route("/models/{name}", api.model)
+    fast.mount("/v1", v1)  # all of it: what is not there is refused here, whatever else the app may have
     fast.add_api_route("/health", api.health)
     fast.add_api_route("/metrics", api.prometheus)
+    return fast
+
+
+def _app() -> FastAPI:
+    fast = FastAPI(title="TroL", docs_url=None, redoc_url=None, openapi_url=None)
     fast.add_exception_handler(Refused, lambda _, error: error.response())
     fast.add_exception_handler(HTTPException, lambda _, error: Refused(error.status_code, error.detail).response())
     fast.add_exception_handler(Exception, lambda *_: Refused(500, "something went wrong in the server").response())

@@ -72,10 +72,10 @@ class Shown:
 
 # ---------------------------------------------------------------------- what is shown, as HTML
 def show(shown: Shown | None, layer: int) -> str:
-    """layer: 1, 2, ...; 0 = the mean of all."""
+    """layer: 1, 2, ..., the last for one beyond it; 0 = the mean of all, as is None."""
     if shown is None:
         return EMPTY
-    layer = min(int(layer), shown.layers)
+    layer = int(min(max(layer or 0, 0), shown.layers))
     which = f"layer {layer} of {shown.layers}" if layer else f"mean of {shown.layers} layers"
     pictures = _pictures(shown, layer, which) if shown.pictures else ""
     words = _words(shown, layer, which) if shown.words else ""
@@ -132,21 +132,17 @@ class Desk:
         self, name: str, path: str | None, text: str, most: float, temperature: float, seed: float, layer: int,
         page: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
-        """(answer so far, Shown, its HTML, slider), again and again; what a person did wrong raises gr.Error.
+        """(answer so far, Shown, its HTML), again and again; what a person did wrong raises gr.Error.
 
-        Colours and slider go with the first piece alone: afterwards they are the person's.
+        Colours go with the first piece alone: afterwards they follow the slider.
         """
-        rest = None
+        begun = False
         try:
             for said, shown in self._answers(name, path, text, Decoding(**_drawn(temperature, seed)), most, page):
-                yield said, *(rest or self._first(shown, layer))
-                rest = [gr.skip()] * 3
+                yield said, *([gr.skip()] * 2 if begun else [shown, show(shown, layer)])
+                begun = True
         except UserError as error:
             raise gr.Error(html.escape(str(error)), title="Not asked", print_exception=False) from None
-
-    def _first(self, shown: Shown, layer: int) -> tuple:
-        layer = min(layer, shown.layers)
-        return shown, show(shown, layer), gr.Slider(maximum=shown.layers, value=layer, interactive=True)
 
     def _answers(self, name, path, text, decoding, most, page) -> Iterator[tuple[str, Shown]]:
         answerer, server = self.served[name].answerer, self.served[name].server
@@ -189,13 +185,15 @@ def _drawn(temperature: float, seed: float) -> dict:
 def _number(name: str, value: float | None) -> float:
     if value is None:
         raise UserError(f"{name} is empty; give it a number")
+    if not isinstance(value, int | float):
+        raise UserError(f"{name} is {value!r:.40}; give it a number")
     return value
 
 
 # ---------------------------------------------------------------------- the page
 def page(served: dict[str, Served]) -> gr.Blocks:
     """Asks the checkpoints of this process. To be shown with `mount`."""
-    desk = Desk(served)
+    desk, layers = Desk(served), max(one.answerer.model.config.decoder.layers for one in served.values())
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(KEPT, KEPT)) as blocks:
         gr.Markdown(INTRO)
         shown = gr.State()
@@ -219,13 +217,15 @@ def page(served: dict[str, Served]) -> gr.Blocks:
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             with gr.Column(elem_id="told"):
                 answer = gr.Textbox(label="Answer", interactive=False, lines=2, max_lines=12, elem_id="answer")
-                layer = gr.Slider(0, 1, 0, step=1, label="Layer (0: mean of all)", interactive=False, elem_id="layer")
+                layer = gr.Slider(0, layers, 0, step=1, label="Layer (0: mean of all)", elem_id="layer")
                 colors = gr.HTML(EMPTY, elem_id="colors")
+            for number in (most, temperature, seed, layer):
+                number.preprocess = lambda given: given  # what is wrong with it is told by `Desk`
             if examples := _examples():
                 with gr.Column(elem_id="examples"):
                     gr.Examples(examples, [picture, question], label="Examples")
 
-        given, results = [name, picture, question, most, temperature, seed, layer], [answer, shown, colors, layer]
+        given, results = [name, picture, question, most, temperature, seed, layer], [answer, shown, colors]
         private = dict(api_visibility="private")
         asked = gr.on(
             [ask.click, question.submit], desk.ask, given, results, concurrency_limit=AT_ONCE,
