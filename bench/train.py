@@ -64,9 +64,8 @@ def run() -> None:
     ceilings = np.convolve(ceilings, (0.5, 0.5), "valid") * jax.device_count()  # before and after each step
     flops = asked_flops(program, batch, length)
     shares = flops / np.array(taken) / ceilings
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    peak -= memory.alias_size_in_bytes
-    print(f"compiled in {compiled:.1f} s; by the compiler {peak / 2**30:.2f} GiB on a device")
+    peak = cost.peak_bytes(memory) / 2**30
+    print(f"compiled in {compiled:.1f} s; by the compiler {peak:.2f} GiB on a device")
     rate = config.batch_size / median
     print(f"{median:.3f} s a step of {config.batch_size} rows of {length} tokens: {rate:.2f} rows/s, "
           f"{rate * length:,.0f} tokens/s")  # fmt: skip

@@ -64,7 +64,7 @@ def test_the_report_tells_what_was_found(tmp_path):
     def result(row, seed, accuracy):
         curve = [(10, 2.0 + seed), (20, 1.0)]
         kinds, gates = {"count": accuracy, "chain": 0.5}, {"image": [0.5, 0.25 + seed / 2], "text": None}
-        return Result(row, seed, accuracy, kinds, 10, gates, 1000, 2_000_000, 0.125, curve)
+        return Result(row, seed, accuracy, kinds, 10, gates, 1000, 2_000_000, 0.125, 3 * 2**20, curve)
 
     results = [result("one", 0, 0.5), result("<two>", 0, 0.75), result("one", 1, 0.6), result("<two>", 1, 0.7)]
     report.write_report(tmp_path, "Study of tests", "python -m launch.study", results, {"count": 0.3, "chain": 0.2})
@@ -72,7 +72,7 @@ def test_the_report_tells_what_was_found(tmp_path):
     assert "| one | 2 | 55.00 ± 5.00 |  |  |" in text
     assert "| <two> | 2 | 72.50 ± 2.50 | +17.50 ± 7.50 | 0.258 |" in text
     assert "| (the commonest answer) | 30.00 | 20.00 |" in text and "| one | 0.50, 0.50 |  |" in text
-    assert "| one | 1,000 | 2 M | 0.125 |" in text and "| row | count | chain |" in text
+    assert "| one | 1,000 | 2 M | 0.125 | 3 MiB |" in text and "| row | count | chain |" in text
     page = (tmp_path / report.HTML).read_text()
     assert "&lt;two&gt;" in page and page.count("data:image/png;base64,") == 2
     assert len((tmp_path / report.RESULTS).read_text().splitlines()) == 4
@@ -119,7 +119,7 @@ def test_a_study_trains_measures_and_goes_on(tmp_path, capsys):
         results = list(grid.measure(study, tower, tmp_path / "study", seeds=1, limit=5))
         assert "already trained to step 1" in capsys.readouterr().out
         assert [(each.row, each.seed, each.questions) for each in results] == [("two", 0, 5), ("without", 0, 5)]
-        assert all(each.curve[0][0] == 1 and each.seconds > 0 for each in results)
+        assert all(each.curve[0][0] == 1 and each.seconds > 0 and each.memory > 4 * each.parameters for each in results)
         said = json.loads((tmp_path / "study/answers/without-0/answers.jsonl").read_text().splitlines()[0])
         assert "traversal answer_passes=1" in said["source"] and said["gate_text"] is None
         other = fixtures.save_run(tmp_path / "other", "internlm2")

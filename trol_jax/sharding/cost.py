@@ -102,6 +102,12 @@ def device_bytes(tree: Any) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
+def peak_bytes(memory: Any) -> int:
+    """On one device while a program runs, of what the compiler says (`memory_analysis()`)."""
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + made
+
+
 def whole_bytes(tree: Any) -> int:
     """Of the same arrays, each held once."""
     bits = (math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(tree))

@@ -186,11 +186,10 @@ def _traced_alone(s: Strategy) -> int:
 
 # ---------------------------------------------------------------------- memory
 def _memory(built: Built, compiled) -> dict[str, int]:
-    made = compiled.output_size_in_bytes - compiled.alias_size_in_bytes
     exact = {name: cost.device_bytes(part) for name, part in built.parts.items()}
     return exact | {
         "temporaries": compiled.temp_size_in_bytes - exact.get("gradients", 0),
-        "peak": compiled.argument_size_in_bytes + compiled.temp_size_in_bytes + made,
+        "peak": cost.peak_bytes(compiled),
     }
 
 

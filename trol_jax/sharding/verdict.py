@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from trol_jax.errors import UserError
-from trol_jax.sharding import mesh, rules
+from trol_jax.sharding import cost, mesh, rules
 from trol_jax.sharding.strategy import Strategy, build
 from trol_jax.sharding.targets import Target
 
@@ -109,9 +109,8 @@ def _compile(lowered, options: dict[str, Any]) -> dict[str, Any]:
         if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
             raise UserError(f"the target's compiler failed: {_line(error)}") from error
         return {"fits": False, "message": _line(error)}
-    made = m.output_size_in_bytes - m.alias_size_in_bytes
     held, temporary = m.argument_size_in_bytes, m.temp_size_in_bytes
-    return {"fits": True, "arguments": held, "temporaries": temporary, "peak": held + temporary + made}
+    return {"fits": True, "arguments": held, "temporaries": temporary, "peak": cost.peak_bytes(m)}
 
 
 def _line(error: Exception) -> str:

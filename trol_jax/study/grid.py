@@ -28,8 +28,11 @@ from trol_jax.models.trol import TroL, abstract_params, init_params
 from trol_jax.models.variants import ModelConfig, get_variant
 from trol_jax.ops.traversal import RELEASED, traversed
 from trol_jax.sharding import cost
+from trol_jax.sharding.rules import Layout
 from trol_jax.train import loop
 from trol_jax.train.config import ModelOptions, RunConfig, model_config
+from trol_jax.train.feed import Feed
+from trol_jax.train.program import Program
 
 ANSWERING = ("decode", "answer_passes")  # options of traversal that do not change training
 DRAWN = r"decoder/(layers|norm|head|gate_\w+)(/.*)?"  # the rest is the tower's: it read and wrote the embedding
@@ -40,7 +43,8 @@ class Result:
     """One row with one seed. accuracy: share of 1, over all questions, and by kind. curve: (step, loss) as logged.
 
     gates: "image" and "text", the mean gate of each layer over such tokens of the prompts, or None.
-    parameters: of the language model; flops: forward, of a row of training; seconds: of a step, the median.
+    parameters: of the language model; flops: forward, of a row of training; seconds: of a step, the median; memory: of
+    a step, in bytes on each device, by the compiler.
     """
 
     row: str
@@ -52,6 +56,7 @@ class Result:
     parameters: int
     flops: int
     seconds: float
+    memory: int
     curve: list[tuple[int, float]]
 
 
@@ -63,7 +68,7 @@ def measure(
     tower: a run of objective "words", at its end. limit: ask that many test questions only.
     """
     require_family(tower, rows)
-    shared = runs_of(rows)
+    shared, memory = runs_of(rows), {}
     for seed in range(seeds):
         for row, config in rows.items():
             name = f"{shared[row]}-{seed}"
@@ -73,7 +78,10 @@ def measure(
             print(f"{row}, seed {seed}: {run}", flush=True)
             train(trained, run)
             result = runner.evaluate(run, answers, limit=limit, root=config.data.root or None, traversal=how(config))
-            yield gather(row, seed, config, run, result)
+            here = saved.read(checkpoint.resolve(run))
+            if row not in memory:
+                memory[row] = step_memory(trained, here)
+            yield gather(row, seed, config, run, here.model, result, memory[row])
 
 
 def train(config: RunConfig, run: Path) -> None:
@@ -132,15 +140,17 @@ def graft(tower: Path, options: ModelOptions, seed: int, folder: Path) -> None:
         checkpoints.save(0, {"params": unflatten_dict(params, sep="/")}, data_state=None, config=None, files=files)
 
 
-def gather(row: str, seed: int, config: RunConfig, run: Path, result: Mapping) -> Result:
+def gather(
+    row: str, seed: int, config: RunConfig, run: Path, model: ModelConfig, result: Mapping, memory: int
+) -> Result:
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     rates = sorted(config.batch_size / line["examples_per_second"] for line in lines)
-    model = saved.read(checkpoint.resolve(run)).model
     shapes = flatten_dict(nn.unbox(abstract_params(TroL(model))), sep="/")
     return Result(
         row, seed, result["accuracy"], {kind: part["accuracy"] for kind, part in result["by_kind"].items()},
         result["n"], result["gates"], sum(leaf.size for name, leaf in shapes.items() if name.startswith("decoder/")),
-        flops(model, config.data.max_length), rates[len(rates) // 2], [(line["step"], line["loss"]) for line in lines],
+        flops(model, config.data.max_length), rates[len(rates) // 2], memory,
+        [(line["step"], line["loss"]) for line in lines],
     )  # fmt: skip
 
 
@@ -150,6 +160,13 @@ def guessed(root: str | None, limit: int | None = None) -> dict[str, float]:
     for row in EasyVQA("test", root).questions()[:limit]:
         answers.setdefault(row["kind"], []).append(row["answer"])
     return {kind: Counter(given).most_common(1)[0][1] / len(given) for kind, given in answers.items()}
+
+
+def step_memory(config: RunConfig, here: saved.Saved) -> int:
+    program = Program(config, here.model, Layout.make(config.mesh, config.rules))
+    with Feed(config, here.tokenizer, program, config.batch_size) as batches:
+        lowered = program.step.lower(program.state, program.frozen, next(batches))
+    return cost.peak_bytes(lowered.compile().memory_analysis())
 
 
 def flops(model: ModelConfig, tokens: int) -> int:

@@ -21,7 +21,8 @@ PLOTS = {"accuracy.png": "Accuracy: each point a seed, bars the mean and its sta
 NOTE = (
     "Mean ± standard error over seeds, in percent of the test questions. Differences are from the first row, seed by "
     "seed; p is of a paired t-test, two-sided, and not corrected for the number of comparisons. FLOPs are those of a "
-    "row of training, forward; seconds are those of a step of training, the median."
+    "row of training, forward; seconds are those of a step of training, the median; memory is what such a step takes "
+    "on each device, by the compiler."
 )
 
 
@@ -82,11 +83,12 @@ def gates_table(rows: Mapping[str, Sequence[Result]]) -> Table:
 
 
 def cost_table(rows: Mapping[str, Sequence[Result]]) -> Table:
-    lines = [
-        [row, f"{a[0].parameters:,}", f"{a[0].flops / 1e6:,.0f} M", f"{mean([each.seconds for each in a]).mean:.3f}"]
-        for row, a in rows.items()
-    ]
-    return Table(["row", "parameters of the language model", "FLOPs", "seconds"], lines)
+    lines = []
+    for row, results in rows.items():
+        one, seconds = results[0], mean([each.seconds for each in results]).mean
+        memory = f"{one.memory / 2**20:,.0f} MiB"
+        lines.append([row, f"{one.parameters:,}", f"{one.flops / 1e6:,.0f} M", f"{seconds:.3f}", memory])
+    return Table(["row", "parameters of the language model", "FLOPs", "seconds", "memory"], lines)
 
 
 def compared(results: Sequence[Result], others: Sequence[Result]) -> Difference:
