@@ -33,11 +33,12 @@ recipe: $(INSTALLED) ## the recipe's two steps, small: base, projector and gates
 	$(RUN) -m launch.bench recipe --dir=runs/recipe
 	@echo "make recipe: $$(($$(date +%s) - $(START))) s in all; results are in runs/recipe (to start anew, remove it)"
 
-smoke: $(INSTALLED) ## the quickstart with a few steps, in a folder that is removed afterwards
+smoke: $(INSTALLED) ## the quickstart and a study with a few steps, in a folder that is removed afterwards
 	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	$(RUN) -m launch.train --config=configs/quickstart.py:tower,smoke --workdir="$$dir/tower"; \
 	$(RUN) -m launch.train --config=configs/quickstart.py:smoke --workdir="$$dir/run" --config.start_from="$$dir/tower"; \
 	$(RUN) -m launch.evaluate --checkpoint="$$dir/run" --limit=500; \
+	$(RUN) -m launch.study --study=passes --smoke --seeds=1 --rows=one,two --tower="$$dir/tower" --root="$$dir/study"; \
 	echo "make smoke: $$(($$(date +%s) - $(START))) s in all"
 
 test: $(INSTALLED) ## run the tests
