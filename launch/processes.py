@@ -15,8 +15,11 @@ INDEX = flags.DEFINE_integer("process_id", None, "With --coordinator: which of t
 WAIT = flags.DEFINE_integer("connect_seconds", 300, "How long they wait for each other at the start.", lower_bound=1)
 
 
-def connect() -> None:
-    """To be called before JAX looks for devices. UserError when not all are there in time."""
+def connect(finish_step: bool = False) -> None:
+    """To be called before JAX looks for devices. UserError when not all are there in time.
+
+    finish_step: a SIGTERM to one of them is told to all, see `hosts.told_to_stop`; otherwise it ends the one.
+    """
     from trol_jax.errors import UserError
 
     named = {"--coordinator": COORDINATOR.value, "--num_processes": COUNT.value, "--process_id": INDEX.value}
@@ -34,6 +37,7 @@ def connect() -> None:
 
     import jax
 
+    jax.config.update("jax_enable_preemption_service", finish_step)  # which takes SIGTERM for itself
     # JAX ends a process whose connection fails from its own depths, with pages of traces: this timer comes first.
     timer = threading.Timer(WAIT.value, not_met)
     timer.daemon = True

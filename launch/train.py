@@ -21,7 +21,7 @@ def main(_):
     from trol_jax.train import config, loop
 
     steps = profile_steps()
-    processes.connect()
+    processes.connect(finish_step=True)
     raw = CONFIG.value
     settings = config.from_dict(raw.to_dict() if isinstance(raw, ConfigDict) else raw)
     if loop.train(settings, WORKDIR.value, steps) < settings.steps:

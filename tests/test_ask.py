@@ -244,6 +244,20 @@ def test_several_processes_share_the_questions(run, root, tmp_path):
     assert 24 - kept - 1 <= asked < 23
 
 
+@pytest.mark.slow
+def test_several_processes_end_when_they_are_told(run, root, tmp_path):
+    two = several(2, run, root, tmp_path, "--beams=2", "--batch_size=1", "--max_new_tokens=24")
+    parts = [tmp_path / "answers" / f"pope.part{number}.jsonl" for number in (0, 1)]
+    while two[1].poll() is None and not all(part.exists() and os.path.getsize(part) for part in parts):
+        pass
+    for each in two:
+        each.send_signal(signal.SIGTERM)
+    ended = [each.wait() for each in two]
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert all(err.splitlines()[-1] == "error: terminated" for _, _, err in ended)
+    assert sum(len(part.read_text().splitlines()) for part in parts) < 24
+
+
 def test_what_processes_left_is_put_together(run, root, tmp_path, says):
     says()
     evaluate(run, root, tmp_path / "whole")
@@ -256,6 +270,10 @@ def test_what_processes_left_is_put_together(run, root, tmp_path, says):
     evaluate(run, root, tmp_path / "out")
     assert len(answerer.asked) == 24 - 18 and [line["index"] for line in lines(tmp_path / "out")] == list(range(24))
     assert lines(tmp_path / "out")[1:19] == written[1:19] and len(list(answers.iterdir())) == 1
+
+    (answers / "mmstar.part0.jsonl").write_text('{"index": 0, "id": "0", "ques')
+    (result,) = evaluate(run, root, tmp_path / "out", ["mmstar"])
+    assert result["failed"] == 0 and len(list(answers.iterdir())) == 2
 
     (answers / "pope.part3.jsonl").write_text(json.dumps(written[0] | {"source": "another"}) + "\n")
     before = (answers / "pope.jsonl").read_bytes()

@@ -12,7 +12,7 @@ import fixtures
 from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.errors import UserError
 from trol_jax.evals import easy_vqa, runner, score
-from trol_jax.evals.benchmarks import BENCHMARKS
+from trol_jax.evals.benchmarks import BENCHMARKS, mathvista
 from trol_jax.evals.files import BadRow, Root, Row
 from trol_jax.evals.instructions import INSTRUCTIONS, instruct
 from trol_jax.evals.items import Item
@@ -209,6 +209,16 @@ def test_a_missing_benchmark_stops_no_other(tmp_path):
     stopped = [str(each) for each in found if isinstance(each, UserError)]
     assert [each["benchmark"] for each in found if isinstance(each, dict)] == ["ai2d"]
     assert len(stopped) == 3 and all(str(tmp_path) in each and "\n" not in each for each in stopped)
+
+
+@pytest.mark.parametrize("value, digits", [(None, 0), (float("nan"), 0), (2.0, 2), (float("inf"), None), (-1.0, None)])
+def test_mathvista_rounds_to_a_number_of_digits(value, digits):
+    row = Row({"precision": value}, "testmini.parquet", 3)
+    if digits is None:
+        with pytest.raises(BadRow, match=r'row 3: "precision" is .*, must be a number of digits'):
+            mathvista.digits(row)
+    else:
+        assert mathvista.digits(row) == digits
 
 
 def test_every_picture_of_mmmu_comes_in_the_order_of_the_question(tmp_path):

@@ -214,7 +214,9 @@ def test_the_key_is_told_to_no_one(tmp_path, key, answer):
     assert SECRET not in str(error.value) and len(received) == 1
 
 
-@pytest.mark.parametrize("url", ["http://me:word@host/v1", "http://host/v1?key=1", "http:///v1"])
+@pytest.mark.parametrize(
+    "url", ["http://me:word@host/v1", "http://host/v1?key=1", "http:///v1", "http://[::1/v1", "http://host:port/v1"]
+)
 def test_addresses_that_hold_keys_are_refused(tmp_path, url):
     with pytest.raises(UserError, match="must be a plain address") as error:
         of(url, tmp_path)

@@ -227,6 +227,9 @@ def test_each_run_has_the_pictures_of_its_own_root(tmp_path):
     data = samples.collect(both, tmp_path / "out")
     assert [each[4] for each in data["samples"]] == [[0], [1]] and data["lost"] == 0
     assert len(set(data["pictures"])) == 2
+    asked = dataclasses.replace(both[0].samples["pope"][0], gold="another")
+    other = dataclasses.replace(both[1], samples={"pope": {0: asked}})
+    assert len(samples.collect([both[0], other], tmp_path / "out")["samples"]) == 2
 
 
 def test_more_pictures_lie_beside_the_page(tmp_path, monkeypatch):
@@ -271,6 +274,8 @@ def test_what_is_wrong_is_one_line(folder, tmp_path, arguments, said):
     given = [names.get(text.lstrip("="), text) if text != "=GOOD" else f"={names['GOOD']}" for text in arguments]
     with pytest.raises(UserError) as error:
         write.report(given, tmp_path / "out")
+    with pytest.raises(UserError, match=r"--root=.*nowhere is no folder"):
+        write.report([names["GOOD"]], tmp_path / "out", tmp_path / "nowhere")
     assert said in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 

@@ -131,6 +131,31 @@ def test_a_question_of_mmbench_without_all_its_rows_does_not_count(tmp_path):
     first = measured("AAABBA", part=slice(0, 3))
     assert (first["value"], first["n"]) == (None, 0)
 
+    text = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*text[:5], text[5].replace("Which?\tp\tq", "Which?\t\t"), *text[6:]]))  # 2, turned
+    bad = measured("AAAB A")
+    assert (bad["value"], bad["n"], bad["bad_rows"]) == (50, 2, 1)
+
+
+def test_what_lacks_an_answer_is_no_right_question_or_figure_of_hallusionbench(tmp_path):
+    same = {"category": "VD", "subcategory": "map", "set_id": "0", "gt_answer": "1", "question": "?", "filename": None}
+    asked = [same | {"figure_id": figure, "question_id": number} for figure in "12" for number in "01"]
+    file = tmp_path / "HallusionBench" / "HallusionBench.json"
+    file.parent.mkdir()
+
+    def splits(said, rows=asked):
+        file.write_text(json.dumps(rows))
+        lines = [{"index": index, "id": None, "answer": answer} for index, answer in enumerate(said) if answer]
+        (tmp_path / "hallusionbench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        benchmark, options = score.BENCHMARKS["hallusionbench"], dict(scoring="standard", bad_rows="skip")
+        found = score.score_one(benchmark, tmp_path, tmp_path, tmp_path / "out", **options)["splits"]
+        return [(found[name]["value"], found[name]["n"]) for name in ("aAcc", "qAcc", "fAcc")]
+
+    assert splits(["yes", "yes", "yes", "no"]) == [(75, 4), (50, 2), (50, 2)]
+    assert splits(["yes", "yes", "yes", None]) == [(100, 3), (100, 1), (100, 1)]
+    bad = [*asked[:3], asked[3] | {"gt_answer": "2"}]
+    assert splits(["yes", "no", "yes", None], bad) == [(pytest.approx(200 / 3), 3), (100, 1), (0, 1)]
+
 
 def test_the_source_of_answers_is_told(answers, tmp_path):
     change(answers, lambda lines: lines.__setitem__(0, lines[0].replace("}", ', "source": "run a, beams 5"}')))

@@ -67,7 +67,7 @@ def test_mme_pairs_the_questions_of_a_picture():
 
 def test_mmbench_wants_every_rotation():
     def row(index, gold, answer, **more):
-        return gold, answer, {"id": index, "choices": ["p", "q"], **more}
+        return gold, answer, {"id": index, "index": index, "choices": ["p", "q"], **more}
 
     rows = [row(1, "A", "A", category="x"), row(1000001, "B", "B", category="x")]
     rows += [row(2, "A", "A. p", category="x"), row(1000002, "B", "A", category="x"), row(3, "B", "q")]
@@ -162,12 +162,12 @@ def test_mathverse_by_version_and_without_text_only():
 
 
 def test_mathvista_in_normal_form():
-    def row(gold, answer, kind, choices=(), precision=None):
+    def row(gold, answer, kind, choices=(), precision=0):
         fields = dict(answer_type=kind, choices=list(choices), precision=precision)
         return gold, answer, fields | {"question_type": "multi_choice" if choices else "free_form"}
 
     rows = [row("no", "(B) no", "text", ["yes", "no"]), row("3", "The answer is 3.0", "integer")]
-    rows += [row("1.5", "1.46", "float", precision=1.0), row("[1, 2]", "[1, 2]", "list"), row("4", "3 or 4", "integer")]
+    rows += [row("1.5", "1.46", "float", precision=1), row("[1, 2]", "[1, 2]", "list"), row("4", "3 or 4", "integer")]
     assert summary("mathvista", rows).value == 80
 
 

@@ -106,10 +106,12 @@ class Asker:
 
     def gather(self, benchmark: Benchmark, known: Mapping[int, dict]) -> None:
         """The first process makes the benchmark's one file hold what is known, in the order of the questions."""
-        if hosts.is_first() and (known or self.journal(benchmark).path.exists()):
+        if not hosts.is_first():
+            return
+        if known or self.journal(benchmark).path.exists():
             self.journal(benchmark).write(known[index] for index in sorted(known))
-            for each in self.parts(benchmark):
-                each.path.unlink()
+        for each in self.parts(benchmark):
+            each.path.unlink()
 
     def asked(self, benchmark: Benchmark, each: Item | BadRow) -> dict[str, Any]:
         """What a line says of its question."""

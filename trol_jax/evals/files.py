@@ -14,7 +14,11 @@ from trol_jax.evals.items import Item
 
 
 class BadRow(UserError):
-    """A row that cannot be used: which, and why."""
+    """A row that cannot be used: which, and why. data: what it holds, where it is an object."""
+
+    def __init__(self, message: str, data: Mapping[str, Any]):
+        super().__init__(message)
+        self.data = data
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class Row:
     number: int | str
 
     def bad(self, why: str) -> BadRow:
-        return BadRow(f"{self.file}, row {self.number}: {why}")
+        data = self.data if isinstance(self.data, Mapping) else {}
+        return BadRow(f"{self.file}, row {self.number}: {why}", data)
 
     def get(self, name: str, *types: type) -> Any:
         """The field's value, of one of the types; BadRow otherwise. A bool is no int."""

@@ -27,15 +27,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An answered item. parsed: None where the rule found nothing. score: None where there is no gold. whole: whether
-    all of its group are answered, see `Scoring.group`.
+    """An answered item. parsed: None where the rule found nothing. score: None where there is no gold. lacking: of
+    `Scoring.groups`, the names of those in which not all are answered.
     """
 
     item: Item
     answer: str
     parsed: Any
     score: float | None
-    whole: bool = True
+    lacking: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class Scoring:
     summarise: Callable[[Sequence[Sample]], Summary]
     select: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items  # those that count
     judged: Judged | None = None  # in place of these rules, where there is a judge
-    group: Callable[[Item], Any] | None = None  # what questions have in common that are scored together
+    # What questions have in common that are scored together: of an item's fields, or of a row that cannot be used.
+    groups: Mapping[str, Callable[[Mapping], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

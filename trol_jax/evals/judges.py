@@ -88,8 +88,12 @@ class OpenAIJudge:
         wait: float = 1.0,
         timeout: float = 120.0,
     ):
-        parts = urllib.parse.urlsplit(url)
-        if not parts.hostname or parts.username or parts.query or parts.fragment:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            plain = parts.hostname and not (parts.username or parts.query or parts.fragment) and parts.port != 0
+        except ValueError:  # brackets or a port that no address has
+            plain = False
+        if not plain:
             raise UserError(
                 f"--judge must be a plain address, as https://api.openai.com/v1; a key is taken from {KEY} alone"
             )

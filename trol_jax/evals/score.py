@@ -5,6 +5,7 @@ An answer file is `<benchmark>.jsonl`, an object a line with "id", "index" (the 
 several have the same id, or where a line has no id.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -37,6 +38,7 @@ class Problems:
     rows: list[str] = dataclasses.field(default_factory=list)  # questions and answers that cannot be used
     missing: list[str] = dataclasses.field(default_factory=list)  # questions without an answer
     failed: list[str] = dataclasses.field(default_factory=list)  # questions that could not be asked
+    unread: list[Mapping] = dataclasses.field(default_factory=list)  # what bad rows of the benchmark hold, of all parts
 
     def refuse(self) -> None:
         """UserError if there are any, with the first."""
@@ -135,6 +137,8 @@ def read(benchmark: Benchmark, root: Root, part: slice = slice(None)) -> tuple[l
     """The items in the reader's order, None for rows that cannot be used; those of `part` are counted."""
     problems, items, bad = Problems(), [], []
     for index, each in enumerate(benchmark.read(root)):
+        if isinstance(each, BadRow):
+            problems.unread.append(each.data)
         bad.append(str(each) if isinstance(each, BadRow) else None)
         items.append(None if isinstance(each, BadRow) else dataclasses.replace(each, index=index))
     if not items:
@@ -178,15 +182,24 @@ def take(
             problems.failed.append(failed[item.index])
         else:
             problems.missing.append(f"{file} has none to question {item.index}, id {item.id!r}")
-    return samples if rules.group is None else grouped(samples, rules.group, items)
+    rows = [item.fields for item in items if item is not None] + problems.unread
+    for name, key in rules.groups.items():
+        samples = noted(samples, name, key, rows)
+    return samples
 
 
-def grouped(samples: Sequence[Sample], group: Callable[[Item], Any], items: Iterable[Item | None]) -> list[Sample]:
-    """Marked where others of their group, also beyond the part that is asked, have no answer."""
-    wanted = Counter(group(item) for item in items if item is not None)
-    found = Counter(group(sample.item) for sample in samples)
-    partly = {key for key, count in wanted.items() if found[key] < count}
-    return [dataclasses.replace(sample, whole=group(sample.item) not in partly) for sample in samples]
+def noted(samples: Sequence[Sample], name: str, key: Callable[[Mapping], Any], rows: Iterable[Mapping]) -> list[Sample]:
+    """With the group's name where others of it, also bad rows and those beyond the part that is asked, lack an answer.
+
+    Of a bad row it may be unknown to which group it belongs.
+    """
+    wanted, found = Counter(), Counter(key(sample.item.fields) for sample in samples)
+    for row in rows:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            wanted[key(row)] += 1
+    partly = {group for group, count in wanted.items() if found[group] < count}
+    lacks = lambda sample: sample.lacking | ({name} if key(sample.item.fields) in partly else set())  # noqa: E731
+    return [dataclasses.replace(sample, lacking=lacks(sample)) for sample in samples]
 
 
 def answer_lines(file: Path) -> Iterator[Row]:

@@ -4,6 +4,7 @@ Every process runs the same program over all devices of the job and sees the arr
 here does anything.
 """
 
+import concurrent.futures
 import contextlib
 from collections.abc import Sequence
 
@@ -26,7 +27,14 @@ def is_first() -> bool:
 def meet(name: str, seconds: int = BARRIER_SECONDS) -> None:
     """Returns when all processes are here; a name is used once. From any thread: no device takes part."""
     if jax.process_count() > 1:
-        ocp.multihost.get_barrier_sync_fn()(key=f"trol_jax {name}", timeout_ms=seconds * 1000)
+        waits = concurrent.futures.ThreadPoolExecutor(
+            1
+        )  # a signal reaches who waits for a thread, not who waits in C++
+        try:
+            barrier = ocp.multihost.get_barrier_sync_fn()
+            waits.submit(barrier, key=f"trol_jax {name}", timeout_ms=seconds * 1000).result()
+        finally:
+            waits.shutdown(wait=False)
 
 
 def told_to_stop(step: int) -> bool:
@@ -87,5 +95,5 @@ def explained():
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"process {jax.process_index()} of {jax.process_count()} cannot go on, another one has ended or cannot be "
-            f"reached ({reason}); see its output, then start all of them again: they go on from the last checkpoint"
+            f"reached ({reason}); see its output, then start all of them again: they go on where they stood"
         ) from error

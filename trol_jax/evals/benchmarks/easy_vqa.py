@@ -29,7 +29,7 @@ def checked(row: Row) -> list:
     try:
         return check_row(row.data["row"], f"{row.file}, row {row.number}")
     except UserError as error:
-        raise BadRow(str(error)) from None
+        raise BadRow(str(error), {}) from None
 
 
 def embedded(row: Row, picture: Path) -> bytes:

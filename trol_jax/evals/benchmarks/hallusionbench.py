@@ -1,8 +1,10 @@
 """HallusionBench: yes or no about pictures that mislead, and about no picture."""
 
+from collections.abc import Sequence
+
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.instructions import IMAGE
-from trol_jax.evals.items import Benchmark, Item, Judged, Scoring, Summary, Unreadable
+from trol_jax.evals.items import Benchmark, Item, Judged, Sample, Scoring, Summary, Unreadable
 from trol_jax.evals.parsing import yes_no_word
 from trol_jax.evals.scoring import accuracy, all_right, by, equal, first_of_each_id, marked, mean, part
 
@@ -28,8 +30,11 @@ def read(root: Root):
     return each(root.objects(FILE), item)
 
 
-def group(*names: str):
-    return lambda sample: tuple(sample.item.fields[name] for name in (*GROUP, *names))
+def together(name: str):
+    return lambda fields: tuple(fields[each] for each in (*GROUP, name))
+
+
+GROUPS = {"question": together("question_id"), "figure": together("figure_id")}
 
 
 def without_figure(item: Item) -> bool:
@@ -38,15 +43,20 @@ def without_figure(item: Item) -> bool:
 
 
 def three(samples) -> Summary:
-    """The share of right questions; of questions right on every figure; of figures with every question right."""
+    """The share of right questions; of questions right on every figure; of figures with every question right.
+
+    Questions and figures that lack an answer are left out of the last two.
+    """
     figures = [sample for sample in samples if not without_figure(sample.item)]
-    scores = {
-        "aAcc": marked(samples),
-        "qAcc": all_right(samples, group("question_id")),
-        "fAcc": all_right(figures, group("figure_id")),
-    }
+    scores = {"aAcc": marked(samples), "qAcc": whole(samples, "question"), "fAcc": whole(figures, "figure")}
     parts = {name: part(found) for name, found in scores.items()}
     return Summary(*mean(scores["aAcc"]), parts | by(samples, "category", "subcategory"))
+
+
+def whole(samples: Sequence[Sample], name: str) -> list[float]:
+    """Of each group whose members all have an answer, whether all are right."""
+    answered = [sample for sample in samples if name not in sample.lacking]
+    return all_right(answered, lambda sample: GROUPS[name](sample.item.fields))
 
 
 # ---------------------------------------------------------------------- judge
@@ -85,6 +95,7 @@ SCORINGS = {
         equal,
         three,
         judged=JUDGED,
+        groups=GROUPS,
     ),
 }
 BENCHMARK = Benchmark("hallusionbench", read, SCORINGS)

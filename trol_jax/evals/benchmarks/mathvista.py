@@ -3,7 +3,7 @@
 import math
 import re
 
-from trol_jax.evals.files import Root, each
+from trol_jax.evals.files import Root, Row, each
 from trol_jax.evals.items import Benchmark, Item, Judged, Scoring, Unreadable
 from trol_jax.evals.parsing import after_last, choice, lettered
 from trol_jax.evals.scoring import accuracy, equal, unscored
@@ -17,7 +17,7 @@ def read(root: Root):
     def item(row):
         fields = {name: row.text(name) for name in ("question_type", "answer_type")}
         fields["choices"] = [] if row.data.get("choices") is None else row.texts("choices")
-        fields["precision"] = row.get("precision", int, float, type(None))
+        fields["precision"] = digits(row)
         fields |= {name: value for name, value in row.get("metadata", dict).items() if name in (*SPLITS, "skills")}
         fields["record"] = row.data
         images = (root.picture(row, "MathVista", row.text("image")),)
@@ -25,6 +25,16 @@ def read(root: Root):
 
     for file in root.find(FILE):
         yield from each(root.parquet(file, without=("decoded_image",)), item)
+
+
+def digits(row: Row) -> int:
+    """After the point of a gold number; tables that have been in pandas say NaN for none."""
+    value = row.get("precision", int, float, type(None))
+    if value is None or math.isnan(value):
+        return 0
+    if not 0 <= value <= 100:
+        raise row.bad(f'"precision" is {value}, must be a number of digits')
+    return int(value)
 
 
 def extract(item: Item, answer: str) -> str | None:
@@ -44,7 +54,7 @@ def rounded(text: str, fields) -> str:
     value = float(text)
     if not math.isfinite(value):
         return text
-    return str(int(value)) if fields["answer_type"] == "integer" else str(round(value, int(fields["precision"] or 0)))
+    return str(int(value)) if fields["answer_type"] == "integer" else str(round(value, fields["precision"]))
 
 
 # ---------------------------------------------------------------------- judge

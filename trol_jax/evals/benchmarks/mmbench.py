@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Mapping
 
 from trol_jax.evals.benchmarks.choices import lines, named
 from trol_jax.evals.files import Root, Row, each
@@ -15,6 +16,7 @@ FILES = {
     "mmbench_cn": "MMBench_TEST_CN_legacy.tsv",
     "mmbench_cn_dev": "mmbench_dev_cn_20231003.tsv",
 }
+QUESTION = "question"  # in every order of its choices
 ROTATION = 1_000_000  # added to the index of a question for each time that its choices are turned
 NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category", None)  # None: more cells than names
 ABSENT = ("", "nan", "NaN", None)
@@ -32,8 +34,9 @@ def reader(file: str):
             hint, answer = (row.get(name, str) if row.data.get(name) else None for name in ("hint", "answer"))
             fields = {"choices": choices} | {name: row.data.get(name) for name in ("category", "l2-category")}
             fields["row"] = {name: text for name, text in row.data.items() if name not in NOT_SUBMITTED}
+            fields["index"] = number(row)
             return Item(
-                number(row),
+                fields["index"],
                 "\n".join(question if hint in ABSENT else [hint, *question]),
                 pictures.of(row),
                 None if answer in ABSENT else answer,
@@ -85,7 +88,7 @@ def circular(samples) -> Summary:
     scored = [sample for sample in samples if sample.score is not None]
     if not scored:
         return Summary()
-    whole = [sample for sample in samples if sample.whole]
+    whole = [sample for sample in samples if QUESTION not in sample.lacking]
     rights = all_right(whole, question)
     splits = {
         key: {name: part(all_right(group, question)) for name, group in grouped(whole, key).items() if name}
@@ -95,12 +98,12 @@ def circular(samples) -> Summary:
 
 
 def question(sample: Sample) -> int:
-    return turned(sample.item)
+    return turned(sample.item.fields)
 
 
-def turned(item: Item) -> int:
+def turned(fields: Mapping) -> int:
     """The question that it is in one order of its choices."""
-    return item.id % ROTATION
+    return int(fields["index"]) % ROTATION
 
 
 # ---------------------------------------------------------------------- judge
@@ -132,6 +135,6 @@ SCORINGS = {
         printed,
         first_of_each_id,
     ),
-    "standard": Scoring(RULE, named, equal, circular, judged=JUDGED, group=turned),
+    "standard": Scoring(RULE, named, equal, circular, judged=JUDGED, groups={QUESTION: turned}),
 }
 BENCHMARKS = tuple(Benchmark(name, reader(file), SCORINGS) for name, file in FILES.items())

@@ -97,13 +97,17 @@ def questions(runs: Sequence[Mapping[int, Sample]]) -> list[tuple[int, Sample]]:
     known = {}
     for number, samples in enumerate(runs):
         for sample in samples.values():
-            known.setdefault((sample.index, sample.id, sample.prompt), (number, sample))
+            known.setdefault((sample.index, *asks(sample)), (number, sample))
     return sorted(known.values(), key=lambda each: each[1].index)
 
 
 def answer(given: Sample | None, asked: Sample) -> list | None:
-    same = given and (given.id, given.prompt) == (asked.id, asked.prompt)
+    same = given and asks(given) == asks(asked)
     return [cut(given.answer), shown(given.parsed), given.score] if same else None
+
+
+def asks(sample: Sample) -> tuple:
+    return sample.id, sample.prompt, json.dumps([sample.gold, sample.images])
 
 
 def images(name: str, asked: Sequence[Sample], root: Path) -> Iterator[tuple[int, list[bytes | Path]]]:

@@ -52,6 +52,8 @@ def report(folders: Sequence[str], output: Path, root: Path | None = None) -> li
     runs = read(folders)
     if not runs:
         raise UserError("name at least one folder of results, as: python -m launch.report runs/eval --output=report")
+    if root and not root.is_dir():
+        raise UserError(f"--root={root} is no folder; name the one that holds the benchmarks")
     found, compared = tables.all_tables(runs), compare.all_tables(runs)
     pictures = {
         "radar.png": figures.radar(runs),
