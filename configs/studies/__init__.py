@@ -35,5 +35,6 @@ def study(rows: Rows) -> Callable[[str], ml_collections.ConfigDict]:
 def with_shapes(config: ml_collections.ConfigDict) -> None:
     config.data.root = "data/shapes"
     config.data.augment = ()  # left would become right
-    config.data.max_length = max(config.data.max_length, 112)
+    if config.objective == "answers":  # as many questions a step as the quickstart, of half as many pictures
+        config.batch_size, config.data.turns, config.data.max_length = 8, 8, 136
     config.start_from = config.start_from and f"{config.start_from}_shapes"

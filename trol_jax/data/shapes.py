@@ -10,8 +10,9 @@
     tally      how many shapes are left of the red circle?          a place, then counting
     describe   what is in the picture?                              training only: what pretrains the tower
 
-Three to six shapes of three kinds and of two or three colours lie in a grid of 3 x 3 cells, a few pixels off its
-middles; left, right, above and below are those of columns and rows. Yes and no are about equally frequent. A picture
+Three to six shapes of three kinds and of two or three colours lie in a grid of 4 x 4 cells, about in its middles; left,
+right, above and below are those of columns and rows. A cell is what one image token of the tiny models covers: to see is
+easy, so that what is hard is left to the language model. Yes and no are about equally frequent. A picture
 depends on seed, split and its number alone. The folder is that of `data.easy_vqa`, with the kind as a fourth entry of
 each row; turned or mirrored its questions would have other answers.
 """
@@ -29,7 +30,7 @@ from trol_jax.data.easy_vqa import COLORS, SHAPES
 from trol_jax.data.folders import new_folder
 
 PICTURES = {"train": 4000, "test": 1000}
-SIZE, GRID = 64, 3  # pixels of a picture, cells a side
+SIZE, GRID = 64, 4  # pixels of a picture, cells a side
 CELL = SIZE / GRID
 COLUMN, ROW = 0, 1
 DIRECTIONS = {"left of": (COLUMN, -1), "right of": (COLUMN, 1), "above": (ROW, -1), "below": (ROW, 1)}
@@ -59,7 +60,7 @@ def scene(rng: random.Random) -> list[Thing]:
     return [
         Thing(
             rng.choice(SHAPES), rng.choice(colors), (column, row),
-            ((column + 0.5) * CELL + rng.uniform(-2, 2), (row + 0.5) * CELL + rng.uniform(-2, 2)), rng.uniform(6, 8),
+            ((column + 0.5) * CELL + rng.uniform(-1, 1), (row + 0.5) * CELL + rng.uniform(-1, 1)), rng.uniform(5, 7),
         )
         for row, column in cells
     ]  # fmt: skip
