@@ -11,10 +11,10 @@
     describe   what is in the picture?                              training only: what pretrains the tower
 
 Three to six shapes of three kinds and of two or three colours lie in a grid of 4 x 4 cells, about in its middles; left,
-right, above and below are those of columns and rows. A cell is what one image token of the tiny models covers: to see is
-easy, so that what is hard is left to the language model. Yes and no are about equally frequent. A picture
-depends on seed, split and its number alone. The folder is that of `data.easy_vqa`, with the kind as a fourth entry of
-each row; turned or mirrored its questions would have other answers.
+right, above and below are those of columns and rows. A cell is what one image token of the tiny models covers: to see
+is easy, so that what is hard is left to the language model. Yes and no are about equally frequent. A picture depends on
+seed, split and its number alone. The folder is that of `data.easy_vqa`, with the kind as a fourth entry of each row;
+turned or mirrored its questions would have other answers.
 """
 
 import dataclasses

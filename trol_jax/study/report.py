@@ -5,6 +5,7 @@ import dataclasses
 import html
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ PLOTS = {"accuracy.png": "Accuracy: each point a seed, bars the mean and its sta
 NOTE = (
     "Mean ± standard error over seeds, in percent of the test questions. Differences are from the first row, seed by "
     "seed; p is of a paired t-test, two-sided, and not corrected for the number of comparisons. FLOPs are those of a "
-    "row of training, forward; seconds are those of a step of training, the median; memory is what such a step takes "
+    "row of training, forward; seconds are those of a step of training, the median of all; memory is what such a step takes "
     "on each device, by the compiler."
 )
 
@@ -40,7 +41,7 @@ def write_report(root: Path, title: str, command: str, results: Sequence[Result]
         write(root / name, data)
     lines = (json.dumps(dataclasses.asdict(each)) + "\n" for each in results)
     write(root / RESULTS, "".join(lines).encode())
-    tables = [main_table(rows), kinds_table(rows, guess), gates_table(rows), cost_table(rows)]
+    tables = [main_table(rows), *kinds_tables(rows, guess), gates_table(rows), cost_table(rows)]
     write(root / MARKDOWN, markdown(title, command, tables).encode())
     write(root / HTML, page(title, command, tables, drawn).encode())
 
@@ -63,14 +64,21 @@ def main_table(rows: Mapping[str, Sequence[Result]]) -> Table:
     return Table(["row", "seeds", "accuracy", f"from {first}", "p"], lines)
 
 
-def kinds_table(rows: Mapping[str, Sequence[Result]], guess: Mapping[str, float]) -> Table:
+def kinds_tables(rows: Mapping[str, Sequence[Result]], guess: Mapping[str, float]) -> list[Table]:
+    """Accuracy by kind of question; differences from the first row, each with its p."""
+    first = next(iter(rows))
     kinds = list(dict.fromkeys(kind for results in rows.values() for each in results for kind in each.by_kind))
     lines = [
         [row, *(told(mean([each.by_kind[kind] for each in results if kind in each.by_kind])) for kind in kinds)]
         for row, results in rows.items()
     ]
     lines.append(["(the commonest answer)", *(f"{100 * guess[kind]:.2f}" for kind in kinds)])
-    return Table(["row", *kinds], lines)
+    differences = []
+    for row, results in rows.items():
+        found = [compared(results, rows[first], kind) for kind in kinds] if row != first else ()
+        cells = [f"{told(each, '+')} ({p_value(each.p)})".removesuffix(" ()") if each else "" for each in found]
+        differences += [[row, *cells]] if cells else []
+    return [Table(["row", *kinds], lines), Table([f"from {first} (p)", *kinds], differences)]
 
 
 def gates_table(rows: Mapping[str, Sequence[Result]]) -> Table:
@@ -85,17 +93,19 @@ def gates_table(rows: Mapping[str, Sequence[Result]]) -> Table:
 def cost_table(rows: Mapping[str, Sequence[Result]]) -> Table:
     lines = []
     for row, results in rows.items():
-        one, seconds = results[0], mean([each.seconds for each in results]).mean
+        one, seconds = results[0], statistics.median(each.seconds for each in results)
         memory = f"{one.memory / 2**20:,.0f} MiB"
         lines.append([row, f"{one.parameters:,}", f"{one.flops / 1e6:,.0f} M", f"{seconds:.3f}", memory])
     return Table(["row", "parameters of the language model", "FLOPs", "seconds", "memory"], lines)
 
 
-def compared(results: Sequence[Result], others: Sequence[Result]) -> Difference:
-    """Over the seeds that both have."""
-    mine, its = ({each.seed: each.accuracy for each in part} for part in (results, others))
-    seeds = sorted(mine.keys() & its.keys())
-    return difference([mine[seed] for seed in seeds], [its[seed] for seed in seeds])
+def compared(results: Sequence[Result], others: Sequence[Result], kind: str | None = None) -> Difference | None:
+    """Over the seeds that both have; of one kind of question, None where they have none."""
+    mine, its = (
+        {each.seed: each.by_kind.get(kind) if kind else each.accuracy for each in p} for p in (results, others)
+    )
+    seeds = [seed for seed in sorted(mine.keys() & its.keys()) if None not in (mine[seed], its[seed])]
+    return difference([mine[seed] for seed in seeds], [its[seed] for seed in seeds]) if seeds else None
 
 
 def told(value: Mean, sign: str = "") -> str:
