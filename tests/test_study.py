@@ -73,6 +73,10 @@ def test_the_report_tells_what_was_found(tmp_path):
     assert "| <two> | 2 | 72.50 ± 2.50 | +17.50 ± 7.50 | 0.258 |" in text
     assert "| (the commonest answer) | 30.00 | 20.00 |" in text and "| one | 0.50, 0.50 |  |" in text
     assert "| one | 1,000 | 2 M | 0.125 | 3 MiB |" in text and "| row | count | chain |" in text
+    assert (
+        "| from one (p) | count | chain |" in text
+        and "| <two> | +17.50 ± 7.50 (0.258) | +0.00 ± 0.00 (1.000) |" in text
+    )
     page = (tmp_path / report.HTML).read_text()
     assert "&lt;two&gt;" in page and page.count("data:image/png;base64,") == 2
     assert len((tmp_path / report.RESULTS).read_text().splitlines()) == 4

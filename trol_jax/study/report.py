@@ -22,8 +22,8 @@ PLOTS = {"accuracy.png": "Accuracy: each point a seed, bars the mean and its sta
 NOTE = (
     "Mean ± standard error over seeds, in percent of the test questions. Differences are from the first row, seed by "
     "seed; p is of a paired t-test, two-sided, and not corrected for the number of comparisons. FLOPs are those of a "
-    "row of training, forward; seconds are those of a step of training, the median of all; memory is what such a step takes "
-    "on each device, by the compiler."
+    "row of training, forward; seconds are those of a step of training, the median of all; memory is what such a step "
+    "takes on each device, by the compiler."
 )
 
 
@@ -73,12 +73,12 @@ def kinds_tables(rows: Mapping[str, Sequence[Result]], guess: Mapping[str, float
         for row, results in rows.items()
     ]
     lines.append(["(the commonest answer)", *(f"{100 * guess[kind]:.2f}" for kind in kinds)])
-    differences = []
-    for row, results in rows.items():
-        found = [compared(results, rows[first], kind) for kind in kinds] if row != first else ()
-        cells = [f"{told(each, '+')} ({p_value(each.p)})".removesuffix(" ()") if each else "" for each in found]
-        differences += [[row, *cells]] if cells else []
-    return [Table(["row", *kinds], lines), Table([f"from {first} (p)", *kinds], differences)]
+    tables = [Table(["row", *kinds], lines)]
+    if len(rows) > 1:
+        found = {row: [compared(rows[row], rows[first], kind) for kind in kinds] for row in rows if row != first}
+        lines = [[row, *map(with_p, differences)] for row, differences in found.items()]
+        tables.append(Table([f"from {first} (p)", *kinds], lines))
+    return tables
 
 
 def gates_table(rows: Mapping[str, Sequence[Result]]) -> Table:
@@ -101,9 +101,8 @@ def cost_table(rows: Mapping[str, Sequence[Result]]) -> Table:
 
 def compared(results: Sequence[Result], others: Sequence[Result], kind: str | None = None) -> Difference | None:
     """Over the seeds that both have; of one kind of question, None where they have none."""
-    mine, its = (
-        {each.seed: each.by_kind.get(kind) if kind else each.accuracy for each in p} for p in (results, others)
-    )
+    score = lambda each: each.by_kind.get(kind) if kind else each.accuracy  # noqa: E731
+    mine, its = ({each.seed: score(each) for each in part} for part in (results, others))
     seeds = [seed for seed in sorted(mine.keys() & its.keys()) if None not in (mine[seed], its[seed])]
     return difference([mine[seed] for seed in seeds], [its[seed] for seed in seeds]) if seeds else None
 
@@ -111,6 +110,12 @@ def compared(results: Sequence[Result], others: Sequence[Result], kind: str | No
 def told(value: Mean, sign: str = "") -> str:
     error = "" if math.isnan(value.error) else f" ± {100 * value.error:.2f}"
     return f"{100 * value.mean:{sign}.2f}{error}"
+
+
+def with_p(value: Difference | None) -> str:
+    if value is None:
+        return ""
+    return told(value, "+") + (f" ({p})" if (p := p_value(value.p)) else "")
 
 
 def p_value(p: float) -> str:
