@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from trol_jax.data.images import load_image, prepare
+from trol_jax.data.images import keep_freed_memory, load_image, prepare
 
 WIDTH = flags.DEFINE_integer("width", 640, "Pixels.", lower_bound=16)
 HEIGHT = flags.DEFINE_integer("height", 480, "Pixels.", lower_bound=16)
@@ -24,6 +24,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 def run() -> None:
+    keep_freed_memory()
     files = [photograph(number, WIDTH.value, HEIGHT.value) for number in range(PICTURES.value)]
     size = sum(map(len, files)) / len(files) / 1e3
     print(f"{WIDTH.value} x {HEIGHT.value}, JPEG, {size:.0f} KB; Pillow {Image.__version__}, numpy {np.__version__}")

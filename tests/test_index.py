@@ -176,6 +176,11 @@ def test_filters_see_the_field_and_not_the_text(row, kept):
     assert ByPicture(dropped=("dvqa/",))(json.dumps(row, ensure_ascii=False).encode()) != kept
 
 
+def test_filters_leave_a_row_of_any_depth_to_its_reader():
+    row = b'{"image": "gqa/1.png", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "image": "dvqa/1.png"}'
+    assert not ByPicture(kept=("dvqa/",))(row) and ByPicture(dropped=("dvqa/",))(row)
+
+
 def test_where_the_folder_cannot_be_written_the_cache_is_used(write, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write(TRICKY)

@@ -16,7 +16,7 @@ from trol_jax import typed
 from trol_jax.data.demo import write_demo
 from trol_jax.data.encode import SampleEncoder, paired
 from trol_jax.data.mixture import Mixture, Part
-from trol_jax.data.packing import MixtureOptions, Packer, Rows
+from trol_jax.data.packing import MixtureOptions, Packer, Rows, train_iterator
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.sources import open_sources
 from trol_jax.data.sources.sample import Sample
@@ -174,18 +174,66 @@ def test_bad_samples_fail_or_are_skipped_counted_and_named(root, caplog):
                     found += 1
                     assert not batch["loss_mask"][row][here].any()
     assert found == 1
-    with Packer(Samples(), encoder(root, max_length=4096), SHAPE, bad="skip") as packer:
-        packer.shape = dataclasses.replace(SHAPE, tiles=0)
-        with pytest.raises(UserError, match=r"has \d+ tokens and 1 tiles, a row holds 512 and 0"):
-            next(packer)
+
+
+def test_what_no_row_can_hold_is_bad(root):
+    small = dataclasses.replace(SHAPE, tiles=0)
+    said = r"has \d+ tokens and \d+ tiles, a row holds 512 and 0"
+    with Packer(mixture(root), encoder(root), small) as packer, pytest.raises(UserError, match=said):
+        next(packer)
+    with Packer(mixture(root), encoder(root), small, bad="skip") as packer:
+        assert not next(packer)["images"].size and packer.counts["bad"] > 0
+
+
+def test_a_position_is_of_its_data(root):
+    class Gone:
+        def __getitem__(self, index):
+            sample = mixture(root)[index]
+            return dataclasses.replace(sample, pictures=tuple(f"gone/{each}" for each in sample.pictures))
+
+    with Packer(mixture(root), encoder(root, "phi3"), SHAPE, lengths={"mathplus": 7}) as packer:
+        next(packer)
+        state = packer.get_state()
+        packer.set_state(state)
+    said, other = "has read a mathplus of 7 samples, now it has 1,008", {"mathplus": 1008}
+    with Packer(mixture(root), encoder(root), SHAPE, lengths=other) as packer, pytest.raises(UserError, match=said):
+        packer.set_state(state)
+    with Packer(Gone(), encoder(root, "phi3"), SHAPE) as packer, pytest.raises(UserError, match="does not exist"):
+        packer.set_state(state)
+    with Packer(Gone(), encoder(root, "phi3"), SHAPE, bad="skip") as packer:
+        packer.set_state(state)
+        next(packer)
+        assert packer.counts["bad"] > 0
+
+
+def options(root, **changes):
+    plain = dict(max_length=256, sample_length=128, row_tiles=8, max_tiles=2, system="", bad="skip", threads=1)
+    return MixtureOptions(root=str(root), **plain | changes)
+
+
+def iterator(root, parts):
+    sizes = dict(image_size=16, image_tokens=4, batch_size=2, seed=0)
+    return train_iterator(options(root, parts=parts), tokenizer("phi3"), **sizes)
+
+
+@pytest.mark.parametrize(
+    "part", ["mathplus", ("mathplus",), ("mathplus", 1, 2), ("mathplus", 1, 2.5, None), ("mathplus", "1"), (1, 1)]
+)
+def test_parts_have_a_form(root, part):
+    with pytest.raises(UserError, match=r"data\.parts: .* is no part of a mixture; write \(name, repeat\)"):
+        iterator(root, (part,))
+
+
+def test_parts_may_have_caps_and_weights(root):
+    with iterator(root, (("mathinstruct", 1, 2, 0.25), ("mathplus", 1.0, None, 0.75))) as packer:
+        places = {packer.samples.place(index) for index in range(len(packer.samples))}
+        assert packer.samples.counts["mathplus"] == pytest.approx(3 * packer.samples.counts["mathinstruct"], abs=3)
+    assert len({row for name, row in places if name == "mathinstruct"}) <= 2
 
 
 @pytest.mark.slow
 def test_a_run_trains_on_the_mixture_and_goes_on(root, tmp_path):
-    data = MixtureOptions(
-        root=str(root), parts=(("sharegpt4v_instruct", 1), ("mathinstruct", 2.0), ("gllava_qa", 1)), max_length=256,
-        sample_length=128, row_tiles=8, max_tiles=2, system="", bad="skip", threads=1,
-    )  # fmt: skip
+    data = options(root, parts=(("sharegpt4v_instruct", 1), ("mathinstruct", 2.0), ("gllava_qa", 1)))
     with fixtures.nano_variants():
         base = fixtures.save_run(tmp_path / "base", steps=1)
         config = fixtures.run_config(

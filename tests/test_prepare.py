@@ -149,6 +149,17 @@ def test_bad_samples_are_left_out_and_named(root, tmp_path):
     assert [problem.split(":")[0] for problem in line["named"]] == ["sample 1 of gllava_qa", "sample 3 of gllava_qa"]
     made = prepared.open_prepared(prepared.find(tmp_path / "other"))["gllava_qa"]
     assert [made[i].id for i in range(len(made))] == ["0", "2"]
+    for picture in (copy / "geoqa_plus").iterdir():
+        picture.write_bytes(b"no picture")
+    prepare.prepare(open_sources(copy, ["gllava_qa", "mathplus"]), tmp_path / "none", bad="skip")
+    assert list(prepared.open_prepared(prepared.find(tmp_path / "none"))) == ["mathplus"]
+
+
+def test_pictures_that_other_readers_see_otherwise_become_plain(tmp_path):
+    Image.new("CMYK", (8, 6), (0, 200, 200, 0)).save(tmp_path / "a.jpg")
+    for how in prepare.PICTURES:
+        with Image.open(io.BytesIO(prepare.encoded(str(tmp_path / "a.jpg"), how))) as image:
+            assert image.mode == "RGB" and image.format == ("PNG" if how == "keep" else "JPEG")
 
 
 BROKEN = "imgs/TextVQA/1.png", "gqa/images/1.jpg", "geoqa_plus/3.png"  # missing, cut within its pixels, no picture

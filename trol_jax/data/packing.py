@@ -10,12 +10,12 @@ import concurrent.futures
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from trol_jax.data.encode import Encoded, SampleEncoder
-from trol_jax.data.images import load_image, prepare
+from trol_jax.data.images import keep_freed_memory, load_image, prepare
 from trol_jax.data.mixture import HeldOut, Mixture, Part, Rest
 from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class Rows:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureOptions:
     root: str  # folder of the sources, in the layout of the original, or what launch.prepare_data made of it
-    parts: tuple  # (name, repeat) of each source; () = all, once an epoch
+    parts: tuple  # of each source (name, repeat), or (name, repeat, cap, weight), see `mixture.Part`; () = all, once
     max_length: int  # tokens a row
     sample_length: int  # tokens of a sample; what is beyond is cut off
     row_tiles: int  # pictures (or tiles of them) a row
@@ -76,7 +76,7 @@ def train_iterator(
         raise UserError(f"data.bad is {options.bad!r}, must be fail or skip")
     if options.sample_length > options.max_length:
         raise UserError(f"data.sample_length {options.sample_length} is more than data.max_length {options.max_length}")
-    parts = [Part(name, repeat=float(repeat)) for name, repeat in options.parts or ((name, 1) for name in SOURCES)]
+    parts = [_part(each) for each in options.parts or ((name, 1) for name in SOURCES)]
     sources = _sources(options.root, [part.source for part in parts])
     if options.held_out:
         part = HeldOut if held_out else Rest
@@ -87,7 +87,21 @@ def train_iterator(
         options.max_tiles, options.sample_length, options.system,
     )  # fmt: skip
     shape = Rows(batch_size, options.max_length, options.row_tiles, image_size)
-    return Packer(samples, encode, shape, bad=options.bad, shares=shares, share=share, threads=options.threads)
+    options = dict(bad=options.bad, shares=shares, share=share, threads=options.threads)
+    return Packer(samples, encode, shape, lengths={name: len(each) for name, each in sources.items()}, **options)
+
+
+def _part(given) -> Part:
+    """UserError for what is no part."""
+    name, *numbers = given if isinstance(given, list | tuple) else [given]
+    kinds = (int | float, int | None, int | float | None)[: len(numbers)]
+    known = len(numbers) in (1, 3) and isinstance(name, str) and all(map(isinstance, numbers, kinds))
+    if not known or bool in map(type, numbers):
+        raise UserError(
+            f"data.parts: {given!r} is no part of a mixture; write (name, repeat), or (name, repeat, cap, weight) with "
+            "a whole number as cap and None for a cap or a weight that is not wanted"
+        )
+    return Part(name, *numbers)
 
 
 def _sources(root: str, names: Sequence[str]) -> dict[str, Sequence]:
@@ -103,6 +117,7 @@ class Packer:
     samples: [i] for any i >= 0, as of `mixture.Mixture`. encode: `encode.SampleEncoder`. bad: "fail" or "skip", what
     becomes of a sample that cannot be used; of one whose picture turns out to be broken nothing is learned. Those that
     are skipped are named in the log. shares, share: rows of the processes, and which are ours; by default all.
+    lengths: of the sources; a position in others is refused.
 
     images: uint8[B, tiles, size, size, 3], black where there is no picture. segment_ids: 1, 2, ... of the samples of a
     row, 0 = padding. No sample is cut to fit; each row begins with the one that has waited longest, so none waits long.
@@ -118,8 +133,10 @@ class Packer:
         shares: Sequence[Sequence[int]] = (),
         share: int = 0,
         threads: int = 2,
+        lengths: Mapping[str, int] | None = None,
     ):
-        self.samples, self.encode, self.shape, self.bad = samples, encode, shape, bad
+        self.samples, self.encode, self.shape, self.bad, self.lengths = samples, encode, shape, bad, dict(lengths or {})
+        keep_freed_memory()
         self.own = list(shares[share]) if shares else list(range(shape.rows))
         # Of the batches taken: tokens, padding, cut, bad, and samples by source. Pictures that are broken: of our rows.
         self.counts = collections.Counter()
@@ -148,6 +165,13 @@ class Packer:
         return self._state
 
     def set_state(self, state: dict) -> None:
+        """UserError where the sources are not those of the position, or what waits there can no longer be used."""
+        before = state.get("lengths", self.lengths)
+        if changed := [name for name, length in self.lengths.items() if before.get(name) != length]:
+            raise UserError(
+                f"the run has read a {changed[0]} of {before.get(changed[0], 0):,} samples, now it has "
+                f"{self.lengths[changed[0]]:,}: its order would be another; go on with the data that it began with"
+            )
         for _, pictures, _ in getattr(self, "_ready", ()):
             for each in pictures:
                 each.cancel()
@@ -157,7 +181,7 @@ class Packer:
         self._waiting: dict[int, Encoded] = {}  # by number, the oldest first
         self._by_length: list[tuple[int, int]] = []  # (tokens, -number) of the same, in order
         for index in state["waiting"]:
-            self._wait(index, self.encode(self.samples[index]))
+            self._take(index, self._one(index))
         self._stream = None
 
     def close(self) -> None:
@@ -192,7 +216,8 @@ class Packer:
         for each in (each for row in rows for each in row):
             self._counts[f"samples/{each.source}"] += 1
             self._counts["cut"] += each.cut
-        return rows, {"next": self._next, "waiting": list(self._waiting), "counts": dict(self._counts)}
+        state = {"next": self._next, "waiting": list(self._waiting), "counts": dict(self._counts)}
+        return rows, state | {"lengths": self.lengths}
 
     def _row(self) -> list[Encoded]:
         self._fill()
@@ -219,22 +244,18 @@ class Packer:
         while len(self._waiting) < WAITING:
             index, encoded = next(self._stream)
             self._next = index + 1
-            if isinstance(encoded, UserError):
-                if self.bad == "fail":
-                    raise encoded
-                log.warning("left out: %s", encoded)
-                self._counts["bad"] += 1
-            elif sum(encoded.tiles) > self.shape.tiles or len(encoded.tokens) > self.shape.length:
-                raise UserError(
-                    f"sample {encoded.id} of {encoded.source} has {len(encoded.tokens):,} tokens and "
-                    f"{sum(encoded.tiles)} tiles, a row holds {self.shape.length:,} and {self.shape.tiles}"
-                )
-            else:
-                self._wait(index, encoded)
+            self._take(index, encoded)
 
-    def _wait(self, index: int, encoded: Encoded) -> None:
-        self._waiting[index] = encoded
-        bisect.insort(self._by_length, (len(encoded.tokens), -index))
+    def _take(self, index: int, encoded: Encoded | UserError) -> None:
+        """Among those that wait, or out."""
+        if isinstance(encoded, UserError):
+            if self.bad == "fail":
+                raise encoded
+            log.warning("left out: %s", encoded)
+            self._counts["bad"] += 1
+        else:
+            self._waiting[index] = encoded
+            bisect.insort(self._by_length, (len(encoded.tokens), -index))
 
     def _encoded(self, first: int) -> Iterator[tuple[int, Encoded | UserError]]:
         pending, index = collections.deque(), first
@@ -247,9 +268,15 @@ class Packer:
 
     def _one(self, index: int) -> Encoded | UserError:
         try:
-            return self.encode(self.samples[index])
+            encoded = self.encode(self.samples[index])
         except UserError as error:
             return error
+        if sum(encoded.tiles) > self.shape.tiles or len(encoded.tokens) > self.shape.length:
+            return UserError(
+                f"sample {encoded.id} of {encoded.source} has {len(encoded.tokens):,} tokens and "
+                f"{sum(encoded.tiles)} tiles, a row holds {self.shape.length:,} and {self.shape.tiles}"
+            )
+        return encoded
 
     # ------------------------------------------------------------------ rows as arrays
     def _images(self, row: list[Encoded]) -> tuple[np.ndarray, set[int]]:

@@ -120,8 +120,8 @@ class Job:
 def encoded(picture: str | bytes, how: str) -> bytes:
     """A picture file that every reader decodes alike, with the pixels that `load_image` gives.
 
-    JPEG files stay as they are and, for "keep", PNG files in colour or grey. Others, as GIF, palettes and transparent
-    ones, become PNG ("keep") or JPEG.
+    JPEG files stay as they are, and PNG files for "keep", if in colour or grey. Others, as GIF, CMYK, palettes and
+    transparent ones, become PNG ("keep") or JPEG.
     """
     data = picture if isinstance(picture, bytes) else _read(picture)
     if _stays(data, how):
@@ -140,7 +140,7 @@ def _stays(data: bytes, how: str) -> bool:
                 return False  # `load_image` says so
             plain = image.mode in ("L", "RGB") and not image.has_transparency_data
             upright = image.getexif().get(ORIENTATION, 1) == 1
-            return image.format == "JPEG" or (how == "keep" and plain and upright)
+            return plain and (image.format == "JPEG" or (how == "keep" and upright))
     except Exception:  # decoders raise anything; `load_image` says what is wrong
         return False
 
@@ -236,7 +236,7 @@ def _check(sources: Mapping[str, Source], pictures: str, bad: str, shard_rows: i
         if value < 1:
             raise UserError(f"{name} is {value}, must be at least 1")
     if empty := [name for name, source in sources.items() if not len(source)]:
-        raise UserError(f"{empty[0]} has no samples; leave it out")
+        raise UserError(f"{empty[0]} has no samples; leave it out with --sources")
 
 
 def _plan(job: Job) -> dict:
@@ -308,6 +308,7 @@ def _describe(job: Job, lines: list[dict]) -> None:
         name, _ = shards[line["shard"]]
         lengths, size = splits[name]
         splits[name] = [*lengths, line["samples"]], size + line["record_bytes"]
+    splits = {name: each for name, each in splits.items() if sum(each[0])}  # TFDS takes none without samples
     for name, body in ((tfds.FEATURES, tfds.features(job.pictures)), (tfds.INFO, tfds.dataset_info(splits))):
         journal.write(Path(job.folder) / name, json.dumps(body, indent=2).encode())
         manifest.sync(Path(job.folder) / name)

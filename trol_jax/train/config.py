@@ -167,6 +167,8 @@ def with_options(model: ModelConfig, options: ModelOptions) -> ModelConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Settings that differ and change what is computed, as `config.optimizer.lr: 0.001 there, 0.002 here`."""
+    if isinstance(new.data, MixtureOptions) and isinstance(old.data, MixtureOptions):  # it may have moved
+        old = dataclasses.replace(old, data=dataclasses.replace(old.data, root=new.data.root))
     return _differences(typed.to_dict(old), typed.to_dict(new), "config")
 
 

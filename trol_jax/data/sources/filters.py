@@ -33,7 +33,7 @@ def _picture(row: bytes) -> str:
         if value and row[place - 1] != ord("\\") and row.find(KEY, place + 1) < 0:
             return value[1].decode()
         value = json.loads(row).get("image")
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""  # damaged; whoever reads the row is told
     if isinstance(value, list):
         value = value[0] if value else ""
