@@ -32,16 +32,15 @@ HTML = flags.DEFINE_string("html", "", "File for a page with charts; they lie be
 
 def main(_):
     from trol_jax.errors import UserError
-    from trol_jax.models.layers import REMAT_POLICIES
     from trol_jax.sharding import plan, report
     from trol_jax.sharding.rules import RULES as SETS
-    from trol_jax.sharding.strategy import Strategy, check
+    from trol_jax.sharding.strategy import REMATS, Strategy, check
     from trol_jax.sharding.targets import get_target
 
     target = get_target(TARGET.value)
     every = lambda given, known: list(known) if given == ["all"] else given  # noqa: E731
     trains = TASK.value in ("train", "qlora")
-    remats = every(REMAT.value, REMAT_POLICIES) if trains else ["none"]
+    remats = every(REMAT.value, REMATS) if trains else ["none"]
     ways = list(itertools.product(MESH.value, every(RULES.value, SETS), remats))
     strategies = [
         Strategy(

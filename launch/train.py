@@ -17,13 +17,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoint
 
 
 def main(_):
-    from trol_jax.errors import STOPPED
+    from trol_jax.errors import STOPPED, UserError
     from trol_jax.train import config, loop
 
     steps = profile_steps()
     processes.connect(finish_step=True)
     raw = CONFIG.value
     settings = config.from_dict(raw.to_dict() if isinstance(raw, ConfigDict) else raw)
+    if steps and steps[1] > settings.steps:
+        raise UserError(f"--profile_steps={steps[0]},{steps[1]} ends after the run, which has {settings.steps} steps")
     if loop.train(settings, WORKDIR.value, steps) < settings.steps:
         sys.exit(STOPPED)
 

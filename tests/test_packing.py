@@ -156,11 +156,16 @@ def test_bad_samples_fail_or_are_skipped_counted_and_named(root, caplog):
         def __getitem__(self, index):
             return {3: bad, 5: broken}.get(index) or good[index]
 
+        def __len__(self):
+            return len(good)
+
     with Packer(Samples(), encoder(root), SHAPE) as packer, pytest.raises(UserError, match="sample 7 of web: turn 1"):
         next(packer)
     with Packer(Samples(), encoder(root), SHAPE, bad="skip") as packer:
         batches = [next(packer) for _ in range(2)]
-        assert packer.counts["bad"] == packer.shares_so_far()["data/bad"] == 2
+        told = packer.shares_so_far()
+        assert packer.counts["bad"] == told["data/bad"] == 2 and told["data/epochs"] == told["data/samples"] / len(good)
+        assert told["data/samples"] == 1 + sum(n for name, n in packer.counts.items() if name.startswith("samples/"))
     named = sorted(set(caplog.messages))
     assert named[0].startswith("left out: sample 7 of web: turn 1 is by the assistant")
     assert named[1].startswith("nothing is learned of sample 8 of web: the picture is not a picture") and not named[2:]
@@ -177,19 +182,35 @@ def test_bad_samples_fail_or_are_skipped_counted_and_named(root, caplog):
 
 
 def test_what_no_row_can_hold_is_bad(root):
-    small = dataclasses.replace(SHAPE, tiles=0)
-    said = r"has \d+ tokens and \d+ tiles, a row holds 512 and 0"
-    with Packer(mixture(root), encoder(root), small) as packer, pytest.raises(UserError, match=said):
+    two = Sample("web", "9", (("user", "<image><image>which?"), ("assistant", "both")), (b"one", b"two"))
+    samples = [each for each in map(mixture(root).__getitem__, range(40)) if len(each.pictures) < 2] + [two]
+    small = dataclasses.replace(SHAPE, tiles=1)
+    said = r"sample 9 of web has \d+ tokens and 2 tiles, a row holds 512 and 1"
+    with Packer(samples * 20, encoder(root), small) as packer, pytest.raises(UserError, match=said):
         next(packer)
-    with Packer(mixture(root), encoder(root), small, bad="skip") as packer:
-        assert not next(packer)["images"].size and packer.counts["bad"] > 0
+    with Packer(samples * 20, encoder(root), small, bad="skip") as packer:
+        assert next(packer)["images"].shape[1] == 1 and packer.counts["bad"] > 0
+
+
+def test_data_of_which_most_is_bad_ends_the_run(root, caplog):
+    for broken, why in ((("user", "what?"), "turn 1 is by the assistant"), (("user", "<image>what?"), "is broken")):
+        turns = (broken, ("assistant", "nothing")) if "image" in broken[1] else (("assistant", "hello"),)
+        samples = [Sample("web", str(i), turns, (b"no picture",) * ("image" in broken[1])) for i in range(2000)]
+        said = rf"of [\d,]+ samples cannot be used, the last of them: .*{why}"
+        with Packer(samples, encoder(root), SHAPE, bad="skip") as packer, pytest.raises(UserError, match=said):
+            [next(packer) for _ in range(50)]
+        assert len(caplog.messages) == 101
+        caplog.clear()
 
 
 def test_a_position_is_of_its_data(root):
+    good = mixture(root)
+
     class Gone:
         def __getitem__(self, index):
-            sample = mixture(root)[index]
-            return dataclasses.replace(sample, pictures=tuple(f"gone/{each}" for each in sample.pictures))
+            sample = good[index]
+            gone = tuple("gone.jpg" for _ in sample.pictures)
+            return dataclasses.replace(sample, pictures=sample.pictures if index % 3 else gone)
 
     with Packer(mixture(root), encoder(root, "phi3"), SHAPE, lengths={"mathplus": 7}) as packer:
         next(packer)

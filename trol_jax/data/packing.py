@@ -23,6 +23,7 @@ from trol_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 WAITING = 512  # samples among which the next for a row is looked for
+NAMED = 100  # bad samples that are named in the log
 AHEAD = 2  # batches that are made before they are asked for
 INTS = ("tokens", "positions", "segment_ids", "turn_ids")
 
@@ -114,9 +115,10 @@ def _sources(root: str, names: Sequence[str]) -> dict[str, Sequence]:
 class Packer:
     """Batches without end: see `pipeline.train_iterator`, of which it has the methods and what it yields.
 
-    samples: [i] for any i >= 0, as of `mixture.Mixture`. encode: `encode.SampleEncoder`. bad: "fail" or "skip", what
-    becomes of a sample that cannot be used; of one whose picture turns out to be broken nothing is learned. Those that
-    are skipped are named in the log. shares, share: rows of the processes, and which are ours; by default all.
+    samples: [i] for any i >= 0, len is that of an epoch, as of `mixture.Mixture`. encode: `encode.SampleEncoder`.
+    bad: "fail" or "skip", what becomes of a sample that cannot be used; of one whose picture turns out to be broken
+    nothing is learned. Those that are skipped are named in the log, and end the run where they are most.
+    shares, share: rows of the processes, and which are ours; by default all.
     lengths: of the sources; a position in others is refused.
 
     images: uint8[B, tiles, size, size, 3], black where there is no picture. segment_ids: 1, 2, ... of the samples of a
@@ -140,7 +142,7 @@ class Packer:
         self.own = list(shares[share]) if shares else list(range(shape.rows))
         # Of the batches taken: tokens, padding, cut, bad, and samples by source. Pictures that are broken: of our rows.
         self.counts = collections.Counter()
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads)
+        self._pool, self._named = concurrent.futures.ThreadPoolExecutor(threads), 0
         self.set_state({"next": 0, "waiting": [], "counts": {}})
 
     def __iter__(self) -> Iterator[dict]:
@@ -154,6 +156,8 @@ class Packer:
         rows, pictures, state = self._ready.popleft()
         tiles, broken = zip(*(each.result() for each in pictures), strict=True)
         self._broken += sum(map(len, broken))
+        read = sum(number for name, number in state["counts"].items() if name.startswith("samples/"))
+        self._require_good(self._broken, read * len(self.own) // self.shape.rows, "a picture of them is broken")
         self._state = state | {"broken": self._broken}
         self.counts = collections.Counter(state["counts"])
         self.counts["bad"] += self._broken
@@ -194,15 +198,17 @@ class Packer:
         self.close()
 
     def shares_so_far(self) -> dict[str, float]:
-        """For the metrics: the part of the tokens that is padding or was cut off, samples left out as bad, and the part
-        of all samples that each source has.
+        """For the metrics: samples so far, and how many epochs that is; samples left out as bad; the part of the tokens
+        that is padding or was cut off, and of all samples that each source has.
         """
         count = self.counts
         samples = {name: number for name, number in count.items() if name.startswith("samples/")}
-        total = max(1, sum(samples.values()))
+        total, read = max(1, sum(samples.values())), self._state["next"] - len(self._state["waiting"])
         found = {f"data/{name.removeprefix('samples/')}": number / total for name, number in sorted(samples.items())}
         padding = count["padding"] / max(1, count["padding"] + count["tokens"])
         return found | {
+            "data/samples": read,
+            "data/epochs": read / len(self.samples),
             "data/padding": padding,
             "data/cut": count["cut"] / max(1, count["tokens"]),
             "data/bad": count["bad"],
@@ -251,11 +257,27 @@ class Packer:
         if isinstance(encoded, UserError):
             if self.bad == "fail":
                 raise encoded
-            log.warning("left out: %s", encoded)
             self._counts["bad"] += 1
+            self._name("left out: %s", encoded)
+            self._require_good(self._counts["bad"], self._next, str(encoded))
         else:
             self._waiting[index] = encoded
             bisect.insort(self._by_length, (len(encoded.tokens), -index))
+
+    def _name(self, *message) -> None:
+        self._named += 1
+        if self._named <= NAMED:
+            log.warning(*message)
+        if self._named == NAMED:
+            log.warning("others are not named; data/bad in the metrics counts them, launch.check_data names them")
+
+    def _require_good(self, bad: int, read: int, why: str) -> None:
+        """UserError if most samples cannot be used: a folder is missing, or the data is of another kind."""
+        if bad > WAITING and 2 * bad > read:
+            raise UserError(
+                f"{bad:,} of {read:,} samples cannot be used, the last of them: {why}; see python -m launch.check_data "
+                "for all, and leave sources that are not there out of data.parts"
+            )
 
     def _encoded(self, first: int) -> Iterator[tuple[int, Encoded | UserError]]:
         pending, index = collections.deque(), first
@@ -291,7 +313,7 @@ class Packer:
                 except UserError as error:
                     if self.bad == "fail":
                         raise UserError(f"sample {each.id} of {each.source}: {error}") from None
-                    log.warning("nothing is learned of sample %s of %s: %s", each.id, each.source, error)
+                    self._name("nothing is learned of sample %s of %s: %s", each.id, each.source, error)
                     broken.add(number)
                 place += count
         return tiles, broken

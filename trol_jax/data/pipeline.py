@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from trol_jax.data.prompts import ChatFormat, encode_chat
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 # Each keeps every answer of easy-vqa true. (picture [height, width, 3], generator) -> picture.
 AUGMENTATIONS = {
     "hflip": lambda image, rng: image[:, ::-1] if rng.random() < 0.5 else image,
@@ -112,6 +114,7 @@ class Restarting:
                 if "terminated unexpectedly" not in str(error):
                     raise
                 self.deaths += 1
+                log.warning("a process that reads data has died (%s); another goes on where it was", error)
                 if self.deaths > DEATHS:
                     raise UserError(
                         f"a process that reads data died for the {self.deaths}th time ({error}); "

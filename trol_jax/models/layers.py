@@ -97,6 +97,13 @@ REMAT_POLICIES = {
     "none": _all_but_copies,  # keep every intermediate
     "layer": jax.checkpoint_policies.nothing_saveable,  # recompute a whole layer, both passes
     "dots": jax.checkpoint_policies.save_only_these_names("product"),  # keep the products with weights
+    # keep them in the host's memory, where the platform has one of its own; on a CPU the same as "dots"
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=("product",),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

@@ -23,6 +23,8 @@ from trol_jax.train import parameters
 from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from trol_jax.train.step import init_state, make_train_step
 
+REMATS = tuple(name for name in REMAT_POLICIES if name != "offload")  # what the host keeps is not planned
+
 TASKS = ("train", "qlora", "prefill", "decode")
 # What QLoRA trains: low-rank pairs beside the decoder's kernels, which are nf4, and the gate.
 QLORA = ((r"decoder/layers/block/\w+/kernel", "lora nf4"), (r"decoder/gate_.*", "train"), (".*", "freeze"))
@@ -63,7 +65,7 @@ def check(s: Strategy) -> None:
     config = get_variant(s.variant)
     mesh.parse(s.mesh)
     rules.table(s.rules)
-    for name, known in (("task", TASKS), ("remat", REMAT_POLICIES)):
+    for name, known in (("task", TASKS), ("remat", REMATS)):
         if getattr(s, name) not in known:
             raise UserError(f"{name} {getattr(s, name)!r} is not known; choose one of {', '.join(known)}")
     for name in ("batch", "length", "accumulation", "passes"):

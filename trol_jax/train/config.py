@@ -118,12 +118,18 @@ def check(config: RunConfig) -> None:
             raise UserError(f"config.parameters has {row!r}, must be pairs of a regular expression and a treatment")
         if parse(row[1]).lora and config.lora.rank < 1:
             raise UserError(f"config.lora.rank is {config.lora.rank}, must be at least 1 for {row[1]!r}")
+        if parse(row[1]).lora and not config.lora.alpha:
+            raise UserError(f"config.lora.alpha is 0, with which {row[1]!r} learns nothing")
     if not config.start_from and isinstance(config.data, MixtureOptions):
         raise UserError("config.data is a mixture, so config.start_from must name a checkpoint that has a tokeniser")
     if not config.start_from and not all_trained(config.parameters):
         raise UserError("config.parameters freezes some, so config.start_from must name the checkpoint that has them")
     if not math.isfinite(config.lora.alpha):
         raise UserError(f"config.lora.alpha is {config.lora.alpha}, must be finite")
+    if config.optimizer.lr_end > config.optimizer.lr:
+        raise UserError(
+            f"config.optimizer.lr_end is {config.optimizer.lr_end}, must not be more than lr, {config.optimizer.lr}"
+        )
     if config.model.passes < 1:
         raise UserError(f"config.model.passes is {config.model.passes}, must be at least 1")
     layers = get_variant(config.model.variant).decoder.layers

@@ -170,7 +170,7 @@ def require_finished(origin: pathlib.Path, path: str) -> None:
     """A run that is named as a whole must be at its end; a step of it may be named at any time."""
     settings, step = saved.read_settings(origin), manifest.read(origin)["step"]
     if settings is not None and step < settings.steps and origin != pathlib.Path(path).absolute():
-        raise UserError(f"{path} is at step {step} of {settings.steps}; let it finish, or name {origin} to start there")
+        raise UserError(f"{path} is at step {step} of {settings.steps}; let it finish, or name {origin}")
 
 
 def starting_point(path: pathlib.Path, options: config_lib.ModelOptions) -> saved.Saved:

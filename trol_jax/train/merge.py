@@ -12,11 +12,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from trol_jax import checkpoint, manifest, saved, typed
+from trol_jax.data.folders import new_folder
 from trol_jax.errors import UserError
 from trol_jax.lazy import Lazy
 from trol_jax.models import kernels
 from trol_jax.ops.linear import Adapted, merged
-from trol_jax.train import parameters
+from trol_jax.train import loop, parameters
 
 
 def merge(
@@ -27,25 +28,26 @@ def merge(
 ) -> Path:
     """Writes the whole model of a run (or a step of it) as a checkpoint under `directory`; returns the step's folder.
 
-    What was quantised is written as what it stood for in training, so that the answers are those of the run. Numbers
-    are in the base's dtypes. base: where the run's base is now, if it was moved.
-    UserError for a run that is whole, a base that is gone or another, and a `directory` that holds checkpoints.
+    Kernels with pairs are written as what they stood for in training, also where they were quantised; others that were
+    quantised were not trained, and stay what they are in the base. Numbers are in the base's dtypes.
+    base: where the run's base is now, if it was moved.
+    UserError for a run that is whole or not at its end (a step of it may be named), a base that is gone or another, and
+    a `directory` that is not empty.
     """
-    step_dir, directory = checkpoint.resolve(path), Path(directory)
+    step_dir = checkpoint.resolve(path)
     here = saved.read(step_dir)
     if here.base is None:
         raise UserError(f"{step_dir} is whole already: every parameter was trained")
+    loop.require_finished(step_dir, str(path))
     if base is not None:
         here = dataclasses.replace(here, base=saved.Base(str(base), here.base.identity))
-    if checkpoint.steps_in(directory / checkpoint.CHECKPOINTS):
-        raise UserError(f"{directory} holds checkpoints already; name another --dst, or remove it")
     tree = unflatten_dict(dict(_arrays(step_dir, here, progress)), sep="/")
     step = manifest.read(step_dir)["step"]
-    with checkpoint.Checkpoints(directory / checkpoint.CHECKPOINTS) as checkpoints:
-        whole = dataclasses.replace(here, base=None)
-        options = dict(data_state=None, config=typed.to_dict(here.settings), files=whole.files())
+    whole = dataclasses.replace(here, base=None)
+    options = dict(data_state=None, config=typed.to_dict(here.settings), files=whole.files())
+    with new_folder(directory) as folder, checkpoint.Checkpoints(Path(folder, checkpoint.CHECKPOINTS)) as checkpoints:
         checkpoints.save(step, {"params": tree}, **options)
-    return directory / checkpoint.CHECKPOINTS / str(step)
+    return Path(directory) / checkpoint.CHECKPOINTS / str(step)
 
 
 def _arrays(step_dir: Path, here: saved.Saved, progress) -> Iterator[tuple[str, Lazy]]:
@@ -71,18 +73,17 @@ def _layers(step_dir, base_dir, name, treatment, lora, dtype) -> Iterator[np.nda
         yield open_own(checkpoint.PARAMS + name).read().result()
         return
     store = checkpoint.open_array(base_dir, checkpoint.PARAMS + name)
-    if not (treatment.lora or treatment.quantized):
+    if not treatment.lora:
         yield store.read().result()
         return
     stem, inputs = checkpoint.PARAMS + name.removesuffix("kernel"), kernels.inputs(name)
-    pair = [open_own(stem + end) for end in (parameters.A, parameters.B)] if treatment.lora else []
+    pair = [open_own(stem + end) for end in (parameters.A, parameters.B)]
     for i in range(store.shape[0]):
         stacked = [each[i : i + 1].read().result() for each in (store, *pair)]
-        scale = lora.alpha / lora.rank if pair else 0.0
-        yield np.asarray(_whole(name, treatment, dtype, inputs, scale, *stacked))
+        yield np.asarray(_whole(name, treatment, dtype, inputs, lora.alpha / lora.rank, *stacked))
 
 
 @functools.partial(jax.jit, static_argnums=range(5))
-def _whole(name, treatment, dtype, inputs, scale, kernel, *pair) -> jax.Array:
+def _whole(name, treatment, dtype, inputs, scale, kernel, a, b) -> jax.Array:
     frozen = parameters.freeze(name, kernel, treatment, jnp.dtype(dtype))
-    return jax.vmap(lambda *parts: merged(Adapted(*parts, scale) if pair else parts[0], inputs))(frozen, *pair)
+    return jax.vmap(lambda *parts: merged(Adapted(*parts, scale), inputs))(frozen, a, b)
