@@ -57,7 +57,14 @@ def parse(argv):
     except Exception as error:  # a config file is a program, and may fail in any way
         while error.args and isinstance(error.args[0], Exception):  # ml_collections: AttributeError(KeyError(message))
             error = error.args[0]
-        fail(error.args[0] if isinstance(error, KeyError) else error)  # str of a KeyError is quoted
+        fail(unknown(str(error.args[0]), argv) if isinstance(error, KeyError) else error)
+
+
+def unknown(said: str, argv) -> str:
+    """ml_collections' message of a setting that is not there, `'name' Did you mean ...?`, with the whole flag."""
+    name, _, hint = said.removeprefix("'").partition("'")
+    flag = next((each.partition("=")[0] for each in argv if name in each.partition("=")[0].split(".")), None)
+    return f"{flag} is no setting of --config.{hint}" if flag else said
 
 
 def guarded(main, argv, arguments: bool):

@@ -235,7 +235,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.optimizer.lrr=1"], """error: 'lrr' Did you mean "lr" instead of "lrr"?"""),
+        (["--config.optimizer.lrr=1"], '--config.optimizer.lrr is no setting of --config. Did you mean "lr" instead'),
+        (["--config.bogus=1"], "error: --config.bogus is no setting of --config."),
         (["--stepz=1"], "stepz"),
         (["--config.steps=many"], "steps"),
         (["--config.data.augment=('mirror',)"], "data.augment: 'mirror' is not known; choose from hflip"),

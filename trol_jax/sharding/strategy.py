@@ -23,9 +23,8 @@ from trol_jax.train import parameters
 from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from trol_jax.train.step import init_state, make_train_step
 
-REMATS = tuple(name for name in REMAT_POLICIES if name != "offload")  # what the host keeps is not planned
-
 TASKS = ("train", "qlora", "prefill", "decode")
+REMATS = tuple(name for name in REMAT_POLICIES if name != "offload")  # what the host keeps is not planned
 # What QLoRA trains: low-rank pairs beside the decoder's kernels, which are nf4, and the gate.
 QLORA = ((r"decoder/layers/block/\w+/kernel", "lora nf4"), (r"decoder/gate_.*", "train"), (".*", "freeze"))
 PAIRS = parameters.LoraOptions(rank=64, alpha=16.0)
