@@ -75,6 +75,7 @@ def run() -> None:
     if PIPELINE.value:
         alone = pipeline_rate(program, tokenizer)
         print(f"data alone: {alone:,.0f} rows/s, {alone * median / config.batch_size:.1f} times what the step takes in")
+        print(f"steps that are fed wait for data {waiting(program, tokenizer, state, frozen):.1%} of their time")
 
 
 def settings() -> config_lib.RunConfig:
@@ -114,6 +115,16 @@ def pipeline_rate(program: Program, tokenizer: Tokenizer) -> float:
                 next(batches)
                 count += 1
         return count * program.config.batch_size / (time.perf_counter() - began)
+
+
+def waiting(program: Program, tokenizer: Tokenizer, state, frozen, steps: int = 20) -> float:
+    """Share of 1, after as many steps in which buffers fill."""
+    with Feed(program.config, tokenizer, program, program.config.batch_size) as batches:
+        for _ in range(2):
+            before, began = batches.waited, time.perf_counter()
+            for _ in range(steps):
+                state, _ = jax.block_until_ready(program.step(state, frozen, next(batches)))
+        return (batches.waited - before) / (time.perf_counter() - began)
 
 
 def rows(program: Program, count: int, length: int) -> dict:
