@@ -132,7 +132,7 @@ def early_exit():
 def train():
     from pathlib import Path
 
-    rows, tower = settings()
+    rows, tower, against = settings()
     from trol_jax.study import grid, report
 
     root = Path(ROOT.value or f"runs/studies/{STUDY.value}-{TASK.value}")
@@ -143,12 +143,12 @@ def train():
     results = []
     for result in grid.measure(rows, tower, root, seeds, limit):
         results.append(result)
-        report.write_report(root, f"Study {STUDY.value} on {TASK.value}", command(), results, guess)
+        report.write_report(root, f"Study {STUDY.value} on {TASK.value}", command(), results, guess, against)
     print((root / report.MARKDOWN).read_text())
 
 
 def settings():
-    """(settings of each row, settings of the tower), typed."""
+    """(settings of each row, settings of the tower, which row is compared with which), typed."""
     from configs import studies
     from trol_jax.errors import UserError
 
@@ -169,7 +169,7 @@ def settings():
             raw.steps = STEPS.value
         return from_dict(raw.to_dict())
 
-    return {row: read(row) for row in chosen}, read(chosen[0], "tower")
+    return {row: read(row) for row in chosen}, read(chosen[0], "tower"), getattr(module, "AGAINST", None)
 
 
 def prepared(rows, tower, root):

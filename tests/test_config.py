@@ -75,6 +75,7 @@ def test_every_row_of_a_study_is_a_run(name):
         gates = config.model.shared_gate, config.model.traversal.gate, config.model.traversal.gates
         assert towers.setdefault(config.start_from, (config.model.variant, gates)) == (config.model.variant, gates)
     first = next(iter(module.ROWS))
+    assert {pair for pairs in getattr(module, "AGAINST", {}).items() for pair in pairs} <= module.ROWS.keys()
     assert module.get_config() == module.get_config(first)
     with pytest.raises(ValueError, match=f"choose one of {first}, "):
         module.get_config(f"{first},tiny")
@@ -82,7 +83,7 @@ def test_every_row_of_a_study_is_a_run(name):
 
 def test_the_studies_of_the_paper_have_their_files():
     tables = {f"table{number}" for number in range(5, 11)}
-    assert set(STUDIES) == tables | {"mixing", "gates", "tokens", "layers", "passes"}
+    assert set(STUDIES) == tables | {"mixing", "gates", "tokens", "layers", "passes", "depth"}
     mixes = {importlib.import_module("configs.studies.mixing").get_config(row).model.traversal.mix for row in MIXES}
     assert mixes == set(MIXES)
 

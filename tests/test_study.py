@@ -50,7 +50,7 @@ def test_flops_are_those_of_the_passes_that_are_made():
     one, two = three(passes=1), three(passes=2)
     third = three(traversal=Traversal(layers="first 1"))
     assert third - one == pytest.approx((two - one) / 3, rel=0.01)
-    for name, near in (("deeper", 0.001), ("wider", 0.05)):
+    for name, near in (("6_layers", 0.001), ("wider", 0.05)):
         model = dataclasses.replace(get_variant(f"tiny_phi3_{name}"), passes=1)
         assert grid.flops(model, 68) == pytest.approx(two, rel=near)
 
@@ -69,24 +69,28 @@ def test_the_report_tells_what_was_found(tmp_path):
     results = [result("one", 0, 0.5), result("<two>", 0, 0.75), result("one", 1, 0.6), result("<two>", 1, 0.7)]
     report.write_report(tmp_path, "Study of tests", "python -m launch.study", results, {"count": 0.3, "chain": 0.2})
     text = (tmp_path / report.MARKDOWN).read_text()
-    assert "| one | 2 | 55.00 ± 5.00 |  |  |" in text
-    assert "| <two> | 2 | 72.50 ± 2.50 | +17.50 ± 7.50 | 0.258 |" in text
+    assert "| one | 2 | 55.00 ± 5.00 |  |  |  |" in text
+    assert "| <two> | 2 | 72.50 ± 2.50 | one | +17.50 ± 7.50 | 0.258 |" in text
     assert "| (the commonest answer) | 30.00 | 20.00 |" in text and "| one | 0.50, 0.50 |  |" in text
     assert "| one | 1,000 | 2 M | 0.125 | 3 MiB |" in text and "| row | count | chain |" in text
     assert (
-        "| from one (p) | count | chain |" in text
-        and "| <two> | +17.50 ± 7.50 (0.258) | +0.00 ± 0.00 (1.000) |" in text
+        "| difference (p) | count | chain |" in text
+        and "| <two> - one | +17.50 ± 7.50 (0.258) | +0.00 ± 0.00 (1.000) |" in text
     )
     page = (tmp_path / report.HTML).read_text()
     assert "&lt;two&gt;" in page and page.count("data:image/png;base64,") == 2
     assert len((tmp_path / report.RESULTS).read_text().splitlines()) == 4
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in report.PLOTS)
+    turned = {"one": "<two>", "three": "one"}  # of rows that are not there nothing is said
+    report.write_report(tmp_path, "", "", results, {"count": 0.3, "chain": 0.2}, turned)
+    text = (tmp_path / report.MARKDOWN).read_text()
+    assert "| one | 2 | 55.00 ± 5.00 | <two> | -17.50 ± 7.50 | 0.258 |" in text and "three" not in text
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--study=pases"], "study 'pases' is not known; choose one of gates, layers, mixing, passes"),
+        (["--study=pases"], "study 'pases' is not known; choose one of depth, gates, layers, mixing, passes"),
         pytest.param(
             ["--study=table8", "--rows=two,five"],
             "row 'five' is not known; choose from one, two",

@@ -10,7 +10,7 @@ ROWS = {
     "one": {"model.passes": 1},
     "two": {},
     "three": {"model.passes": 3},
-    "deeper": {"model.passes": 1, "model.variant": "tiny_phi3_deeper", "start_from": "runs/tower_deeper"},
+    "deeper": {"model.passes": 1, "model.variant": "tiny_phi3_6_layers", "start_from": "runs/tower_6_layers"},
     "wider": {"model.passes": 1, "model.variant": "tiny_phi3_wider", "start_from": "runs/tower_wider"},
 }
 

@@ -12,5 +12,6 @@ ROWS = {
     "internlm2_without": INTERNLM2 | {"model.passes": 1},
     "internlm2": INTERNLM2,
 }
+AGAINST = {"phi3": "phi3_without", "internlm2": "internlm2_without"}
 
 get_config = study(ROWS)

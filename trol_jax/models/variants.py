@@ -141,8 +141,7 @@ TINY_PHI3 = DecoderConfig(
     rope=Su(theta=1e4, short=(1.0,) * 16, long=(1.0,) * 16, max_positions=4096, original_max_positions=4096),
     lora_rank=0, lora_dropout=0.0,
 )  # fmt: skip
-# What its second pass costs, spent otherwise: on as many layers again, or on an MLP that makes up for them.
-TINY_PHI3_DEEPER = dataclasses.replace(TINY_PHI3, layers=6)
+# What its second pass costs, spent otherwise than on twice the layers: on an MLP that makes up for them.
 TINY_PHI3_WIDER = dataclasses.replace(TINY_PHI3, hidden=468)
 
 VARIANTS = {
@@ -167,8 +166,8 @@ VARIANTS = {
             ModelConfig(name, "phi3", TINY_INTERN_VIT, decoder, shuffle=2, image_token=0, max_tiles=1)
             for name, decoder in (
                 ("tiny_phi3", TINY_PHI3),
-                ("tiny_phi3_deeper", TINY_PHI3_DEEPER),
                 ("tiny_phi3_wider", TINY_PHI3_WIDER),
+                *((f"tiny_phi3_{n}_layers", dataclasses.replace(TINY_PHI3, layers=n)) for n in (1, 2, 6)),
             )
         ),
     )

@@ -20,7 +20,7 @@ from trol_jax.study.statistics import Difference, Mean, difference, mean
 RESULTS, MARKDOWN, HTML = "results.jsonl", "report.md", "report.html"
 PLOTS = {"accuracy.png": "Accuracy: each point a seed, bars the mean and its standard error", "loss.png": "Loss"}
 NOTE = (
-    "Mean ± standard error over seeds, in percent of the test questions. Differences are from the first row, seed by "
+    "Mean ± standard error over seeds, in percent of the test questions. Differences are from the row named, seed by "
     "seed; p is of a paired t-test, two-sided, and not corrected for the number of comparisons. FLOPs are those of a "
     "row of training, forward; seconds are those of a step of training, the median of all; memory is what such a step "
     "takes on each device, by the compiler."
@@ -33,15 +33,24 @@ class Table:
     lines: list[list[str]]
 
 
-def write_report(root: Path, title: str, command: str, results: Sequence[Result], guess: Mapping[str, float]) -> None:
-    """Into `root`, each file as a whole. guess: by kind of question, see `grid.guessed`."""
+def write_report(
+    root: Path, title: str, command: str, results: Sequence[Result],
+    guess: Mapping[str, float], against: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Into `root`, each file as a whole. guess: by kind of question, see `grid.guessed`.
+
+    against: by row, the row that it is compared with; by default all others are with the first.
+    """
     rows = by_row(results)
+    first, *others = rows
+    pairs = dict.fromkeys(others, first) if against is None else against
+    pairs = {row: other for row, other in pairs.items() if row in rows and other in rows}
     drawn = dict(zip(PLOTS, (accuracy_plot(rows), loss_plot(rows)), strict=True))
     for name, data in drawn.items():
         write(root / name, data)
     lines = (json.dumps(dataclasses.asdict(each)) + "\n" for each in results)
     write(root / RESULTS, "".join(lines).encode())
-    tables = [main_table(rows), *kinds_tables(rows, guess), gates_table(rows), cost_table(rows)]
+    tables = [main_table(rows, pairs), *kinds_tables(rows, guess, pairs), gates_table(rows), cost_table(rows)]
     write(root / MARKDOWN, markdown(title, command, tables).encode())
     write(root / HTML, page(title, command, tables, drawn).encode())
 
@@ -54,19 +63,21 @@ def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 # ---------------------------------------------------------------------- tables
-def main_table(rows: Mapping[str, Sequence[Result]]) -> Table:
-    first = next(iter(rows))
+def main_table(rows: Mapping[str, Sequence[Result]], pairs: Mapping[str, str]) -> Table:
     lines = []
     for row, results in rows.items():
-        said = told(mean([each.accuracy for each in results]))
-        paired = compared(results, rows[first]) if row != first else None
-        lines.append([row, str(len(results)), said, *([told(paired, "+"), p_value(paired.p)] if paired else ["", ""])])
-    return Table(["row", "seeds", "accuracy", f"from {first}", "p"], lines)
+        line = [row, str(len(results)), told(mean([each.accuracy for each in results])), "", "", ""]
+        if row in pairs:
+            paired = compared(results, rows[pairs[row]])
+            line[3:] = pairs[row], told(paired, "+"), p_value(paired.p)
+        lines.append(line)
+    return Table(["row", "seeds", "accuracy", "compared with", "difference", "p"], lines)
 
 
-def kinds_tables(rows: Mapping[str, Sequence[Result]], guess: Mapping[str, float]) -> list[Table]:
-    """Accuracy by kind of question; differences from the first row, each with its p."""
-    first = next(iter(rows))
+def kinds_tables(
+    rows: Mapping[str, Sequence[Result]], guess: Mapping[str, float], pairs: Mapping[str, str]
+) -> list[Table]:
+    """Accuracy by kind of question; differences of the pairs, each with its p."""
     kinds = list(dict.fromkeys(kind for results in rows.values() for each in results for kind in each.by_kind))
     lines = [
         [row, *(told(mean([each.by_kind[kind] for each in results if kind in each.by_kind])) for kind in kinds)]
@@ -74,10 +85,13 @@ def kinds_tables(rows: Mapping[str, Sequence[Result]], guess: Mapping[str, float
     ]
     lines.append(["(the commonest answer)", *(f"{100 * guess[kind]:.2f}" for kind in kinds)])
     tables = [Table(["row", *kinds], lines)]
-    if len(rows) > 1:
-        found = {row: [compared(rows[row], rows[first], kind) for kind in kinds] for row in rows if row != first}
-        lines = [[row, *map(with_p, differences)] for row, differences in found.items()]
-        tables.append(Table([f"from {first} (p)", *kinds], lines))
+    if pairs:
+        found = {
+            f"{row} - {other}": [compared(rows[row], rows[other], kind) for kind in kinds]
+            for row, other in pairs.items()
+        }
+        lines = [[both, *map(with_p, differences)] for both, differences in found.items()]
+        tables.append(Table(["difference (p)", *kinds], lines))
     return tables
 
 
