@@ -26,6 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 16  # pictures
     config.accumulation = 1
     config.dtype = "float32"
+    config.attention = "xla"
     config.remat = "none"
     config.scan = False
     config.mesh = "data=-1"

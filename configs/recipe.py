@@ -35,6 +35,7 @@ def recipe(variant: str, quantised: str, arg: str) -> ml_collections.ConfigDict:
     config.batch_size = 192  # rows
     config.accumulation = 6
     config.dtype = "bfloat16"
+    config.attention = "flash"
     config.remat = "layer"
     config.scan = True
     config.mesh = "fsdp=-1"

@@ -23,6 +23,9 @@ BATCH = flags.DEFINE_integer("batch", None, "Rows of a step, over all devices.")
 LENGTH = flags.DEFINE_integer("length", 2048, "Tokens of a row, its pictures' included; of decode: slots of the cache.")
 PICTURES = flags.DEFINE_integer("pictures", 1, "Pictures (or tiles) of a row.")
 ACCUMULATION = flags.DEFINE_integer("accumulation", 1, "Micro-batches of a step of training.")
+ATTENTION = flags.DEFINE_string(
+    "attention", "xla", "Of training: xla, or flash, of which only --compile tells the memory."
+)
 PASSES = flags.DEFINE_integer("passes", 2, "Passes over each layer.")
 COMPILE = flags.DEFINE_bool("compile", False, "Also ask the target's own compiler whether it fits: minutes.")
 DETAILS = flags.DEFINE_integer("details", 1, "Of how many strategies all is told, the best first.")
@@ -45,7 +48,7 @@ def main(_):
     strategies = [
         Strategy(
             VARIANT.value, TASK.value, mesh, rules, BATCH.value, LENGTH.value, PICTURES.value, remat,
-            ACCUMULATION.value, PASSES.value,
+            ACCUMULATION.value, PASSES.value, ATTENTION.value,
         )
         for mesh, rules, remat in ways
     ]  # fmt: skip

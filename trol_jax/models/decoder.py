@@ -22,7 +22,7 @@ from trol_jax.ops.traversal import RELEASED, Traversal, traverse
 class Context:
     """What every layer and both passes share."""
 
-    mask: jax.Array  # bool[B, T, S]
+    mask: jax.Array  # bool[B, T, S], or of flash attention segments, int[B, T]
     cos: jax.Array  # float32[B, T, H / 2]
     sin: jax.Array
     image_mask: jax.Array  # bool[B, T], where partial LoRA applies
@@ -38,6 +38,7 @@ class Pass(nn.Module):
     dtype: Any
     deterministic: bool
     layout: Callable
+    attend: Callable
 
     @nn.compact
     def __call__(self, x, cached, context):
@@ -58,7 +59,7 @@ class Pass(nn.Module):
         # Each token sees keys of all others: they are gathered where tokens are cut.
         kv = tuple(layout(each, "batch", None, "act_kv_heads", None) for each in (key, qkv[..., g + 1, :]))
         if cached is None:
-            y = attention(query, *kv, ctx.mask)
+            y = self.attend(query, *kv, ctx.mask)
         else:
             new = stored(kv, cached[0].dtype)
             kv = tuple(write(slots, each, ctx.index) for slots, each in zip(cached, new, strict=True))
@@ -83,6 +84,7 @@ class TraversedLayer(nn.Module):
     dtype: Any
     deterministic: bool
     layout: Callable
+    attend: Callable
 
     @nn.compact
     def __call__(self, x, gate, number, cached, context):
@@ -91,7 +93,7 @@ class TraversedLayer(nn.Module):
         Returns (x, (keys and values of the first pass, or with `decode` of each, scores)).
         """
         self.sow("intermediates", "hidden", x)  # what enters the layer, for callers that ask for intermediates
-        block = Pass(self.config, self.dtype, self.deterministic, self.layout, name="block")
+        block = Pass(self.config, self.dtype, self.deterministic, self.layout, self.attend, name="block")
         kept = self.passes if self.traversal.decode else 1
         draw = self.draw(number, context)
         where, here = context.traversed, True
@@ -136,6 +138,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     separate: bool = False
     layout: Callable = anywhere
+    attend: Callable = attention
 
     def setup(self):
         c = self.config
@@ -181,7 +184,7 @@ class Decoder(nn.Module):
             layer, self.config.layers, in_axes=(gate_axis, 0, 0, nn.broadcast),
             scan=self.scan, remat=self.remat, separate=self.separate, copies=layer is not TraversedLayer,
             config=self.config, traversal=self.traversal, passes=passes,
-            dtype=self.dtype, deterministic=deterministic, layout=self.layout,
+            dtype=self.dtype, deterministic=deterministic, layout=self.layout, attend=self.attend,
         )  # fmt: skip
         cached = None if cache is None else cache.kv
         if cache is not None and not self.separate:

@@ -13,14 +13,15 @@ from trol_jax.models.layers import anywhere
 from trol_jax.models.projector import Projector
 from trol_jax.models.variants import ModelConfig
 from trol_jax.models.vit import VisionTransformer
-from trol_jax.ops.attention import cache_mask, prompt_mask
+from trol_jax.ops.attention import attention, cache_mask, prompt_mask
 from trol_jax.ops.rotary import rotary_table
 from trol_jax.ops.traversal import TOKENS
 
 
 class TroL(nn.Module):
-    """dtype: of the computation; parameters are float32 unless cast. layout: see
-    `models.layers.anywhere`. For the rest see `models.layers.stack`.
+    """dtype: of the computation; parameters are float32 unless cast. layout: see `models.layers.anywhere`. attend: what
+    is computed without a cache, `ops.attention.attention` or `sharding.flash.Flash`, which does not tell turns apart.
+    For the rest see `models.layers.stack`.
     """
 
     config: ModelConfig
@@ -29,11 +30,13 @@ class TroL(nn.Module):
     remat: str = "none"
     separate: bool = False
     layout: Callable = anywhere
+    attend: Callable = attention
 
     def setup(self):
         c = self.config
         how = dict(
-            dtype=self.dtype, scan=self.scan, remat=self.remat, separate=self.separate, layout=self.layout
+            dtype=self.dtype, scan=self.scan, remat=self.remat, separate=self.separate,
+            layout=self.layout, attend=self.attend,
         )  # fmt: skip
         self.vision = VisionTransformer(c.vision, **how)
         self.projector = Projector(c.decoder.width, c.shuffle, self.dtype, self.layout)
@@ -74,7 +77,7 @@ class TroL(nn.Module):
             start = 0 if cache is None else cache.lengths[:, None]
             positions = jnp.maximum(start + jnp.cumsum(valid, axis=1) - 1, 0)
         if cache is None:
-            mask, index = prompt_mask(segment_ids, turn_ids), None
+            mask, index = prompt_mask(segment_ids, turn_ids) if self.attend is attention else segment_ids, None
             same = segment_ids[:, :, None] == segment_ids[:, None, :]
             lengths = jnp.max(positions[:, None, :], axis=2, where=same, initial=0) + 1
         else:
@@ -111,7 +114,8 @@ def place(x: jax.Array, features: jax.Array, image_mask: jax.Array) -> jax.Array
 
 def init_params(model: TroL, rng: jax.Array):
     """Fresh parameters, boxed with their logical axis names (`flax.linen.unbox` takes the boxes off)."""
-    model = dataclasses.replace(model, layout=anywhere)  # of the parameters themselves; nothing else is computed
+    # The layout is that of the parameters themselves; nothing else is computed.
+    model = dataclasses.replace(model, layout=anywhere, attend=attention)
     size = model.config.vision.image_size
     tokens, images = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, size, size, 3))
     everything = lambda m, *inputs: m.logits(m(*inputs)[0])  # noqa: E731

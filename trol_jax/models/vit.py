@@ -22,6 +22,7 @@ class VisionLayer(nn.Module):
     config: VisionConfig
     dtype: Any
     layout: Callable
+    attend: Callable
 
     @nn.compact
     def __call__(self, x):
@@ -30,7 +31,7 @@ class VisionLayer(nn.Module):
         qkv_axes = ("embed", None, "heads", "head_dim")
         qkv = Linear((d,), (3, n, d // n), qkv_axes, bias=True, dtype=self.dtype, name="qkv")(h)
         qkv = self.layout(qkv, "pictures", None, None, "act_heads", None)
-        h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        h = self.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         h = Linear((n, d // n), (d,), ("heads", "head_dim", "embed"), bias=True, dtype=self.dtype, name="out")(h)
         x += self.scale("scale1", h)
         h = LayerNorm(c.eps, name="norm2")(x)
@@ -54,6 +55,7 @@ class VisionTransformer(nn.Module):
     remat: str = "none"
     separate: bool = False
     layout: Callable = anywhere
+    attend: Callable = attention
 
     @nn.compact
     def __call__(self, images):
@@ -77,6 +79,7 @@ class VisionTransformer(nn.Module):
             x = LayerNorm(c.eps, name="pre_norm")(x)
         how = dict(scan=self.scan, remat=self.remat, separate=self.separate)
         x = self.layout(x, "pictures", None, "act_embed")
-        x, _ = stack(VisionLayer, c.layers, in_axes=(), **how, config=c, dtype=self.dtype, layout=self.layout)(x)
+        how |= dict(config=c, dtype=self.dtype, layout=self.layout, attend=self.attend)
+        x, _ = stack(VisionLayer, c.layers, in_axes=(), **how)(x)
         last = LayerNorm(c.eps, name="post_norm")(x[:, 0]) if c.outer_norms else x[:, 0]
         return x[:, 1:], {"class": last}

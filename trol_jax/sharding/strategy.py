@@ -18,6 +18,7 @@ from trol_jax.models.layers import REMAT_POLICIES
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig, get_variant
 from trol_jax.sharding import mesh, rules
+from trol_jax.sharding.flash import ATTENTIONS, attend
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import parameters
 from trol_jax.train.optimizer import OptimizerOptions, make_optimizer, make_schedule
@@ -44,6 +45,7 @@ class Strategy:
     remat: str = "layer"  # of REMAT_POLICIES; of training
     accumulation: int = 1  # micro-batches of a step; of training
     passes: int = 2
+    attention: str = "xla"  # of flash.ATTENTIONS; of training
 
     @property
     def trains(self) -> bool:
@@ -64,7 +66,7 @@ def check(s: Strategy) -> None:
     config = get_variant(s.variant)
     mesh.parse(s.mesh)
     rules.table(s.rules)
-    for name, known in (("task", TASKS), ("remat", REMATS)):
+    for name, known in (("task", TASKS), ("remat", REMATS), ("attention", ATTENTIONS)):
         if getattr(s, name) not in known:
             raise UserError(f"{name} {getattr(s, name)!r} is not known; choose one of {', '.join(known)}")
     for name in ("batch", "length", "accumulation", "passes"):
@@ -100,7 +102,9 @@ def build(s: Strategy, layout: Layout) -> Built:
 
 
 def _model(s: Strategy, layout: Layout) -> TroL:
-    return TroL(s.config, jnp.bfloat16, remat=s.remat if s.trains else "none", layout=layout)
+    if not s.trains:
+        return TroL(s.config, jnp.bfloat16, layout=layout)
+    return TroL(s.config, jnp.bfloat16, remat=s.remat, layout=layout, attend=attend(s.attention, layout, jnp.bfloat16))
 
 
 def _train(s: Strategy, layout: Layout) -> Built:

@@ -18,6 +18,7 @@ from trol_jax.models.layers import REMAT_POLICIES
 from trol_jax.models.variants import ModelConfig, check_traversal, get_variant, with_tokenizer
 from trol_jax.ops.traversal import RELEASED, Traversal
 from trol_jax.sharding import mesh, rules
+from trol_jax.sharding.flash import ATTENTIONS
 from trol_jax.train import optimizer
 from trol_jax.train.optimizer import OptimizerOptions
 from trol_jax.train.parameters import LoraOptions, all_trained, parse
@@ -61,6 +62,7 @@ class RunConfig:
     batch_size: int  # pictures a step, all devices and micro-batches together
     accumulation: int  # micro-batches a step
     dtype: str  # of the computation: float32 or bfloat16
+    attention: str = "xla"  # a name of trol_jax.sharding.flash.ATTENTIONS
     remat: str  # what the backward pass recomputes, a name of REMAT_POLICIES
     scan: bool  # compile one layer, or unroll the layers: longer to compile, faster on a CPU
     mesh: str  # devices by axis, as `data=2,fsdp=-1`; see trol_jax.sharding.mesh
@@ -94,7 +96,7 @@ def from_dict(raw: Mapping[str, Any], where: str = "config", old: bool = False) 
 def check(config: RunConfig) -> None:
     """UserError for values that cannot work together."""
     get_variant(config.model.variant)
-    choices = {"objective": OBJECTIVES, "dtype": DTYPES, "remat": REMAT_POLICIES}
+    choices = {"objective": OBJECTIVES, "dtype": DTYPES, "attention": ATTENTIONS, "remat": REMAT_POLICIES}
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise UserError(f"config.{name} is {getattr(config, name)!r}, must be one of {', '.join(known)}")
@@ -134,6 +136,8 @@ def check(config: RunConfig) -> None:
         raise UserError(f"config.model.passes is {config.model.passes}, must be at least 1")
     layers = get_variant(config.model.variant).decoder.layers
     check_traversal(config.model.traversal, config.model.passes, layers, "config.model.traversal")
+    if config.attention == "flash" and getattr(config.data, "isolate_turns", False):
+        raise UserError("config.attention is flash, which keeps no turns apart; set config.data.isolate_turns=False")
     if config.batch_size % config.accumulation:
         raise UserError(
             f"config.batch_size {config.batch_size} is not divisible by config.accumulation {config.accumulation}"

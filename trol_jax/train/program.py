@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from trol_jax.models.trol import TroL, abstract_params, init_params
 from trol_jax.models.variants import ModelConfig
+from trol_jax.sharding.flash import attend
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import parameters
 from trol_jax.train.config import RunConfig
@@ -26,7 +27,8 @@ class Program:
 
     def __init__(self, config: RunConfig, sizes: ModelConfig, layout: Layout):
         self.config, self.dtype = config, jnp.dtype(config.dtype)
-        self.model = TroL(sizes, self.dtype, config.scan, config.remat, layout=layout)
+        how = dict(layout=layout, attend=attend(config.attention, layout, self.dtype))
+        self.model = TroL(sizes, self.dtype, config.scan, config.remat, **how)
         self.over_devices = layout.batch(config.batch_size // config.accumulation)  # of a micro-batch
         schedule = make_schedule(config.optimizer, config.steps)
         self.optimizer = make_optimizer(config.optimizer, schedule)

@@ -1,0 +1,51 @@
+"""Attention that never writes its [T, S] logits to memory, by the kernels that come with JAX.
+
+On a TPU splash attention (`jax.experimental.pallas.ops.tpu`), on a GPU cuDNN's. The result is that of
+`ops.attention.attention`, within the rounding of another order of sums.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from trol_jax.ops.attention import prompt_mask
+
+GPUS = ("gpu", "cuda")
+PLATFORMS = ("tpu", *GPUS)
+LANES = 128  # splash attention takes lengths that are multiples of it
+BLOCKS = (512, 384, 256, LANES)  # tokens of a block, the first that divides the length
+
+
+def flash_attention(q, k, v, segment_ids=None, *, platform: str, interpret: bool = False) -> jax.Array:
+    """`ops.attention.attention` with the mask `prompt_mask(segment_ids)`, on one device of `platform`, of PLATFORMS.
+
+    q: [B, T, N, H]; k, v: [B, T, K, H]; segment_ids: int[B, T]; None = all see all. What tokens of padding (segment 0)
+    get is finite and meaningless. On a GPU 16-bit numbers only.
+    interpret: run the TPU's kernel on any platform, slowly.
+    """
+    causal = segment_ids is not None
+    if platform in GPUS:
+        mask = prompt_mask(segment_ids)[:, None] if causal else None
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+    length = q.shape[1]
+    padding = -length % LANES
+    if not causal:
+        segment_ids = jnp.ones((len(q), length), jnp.int32)
+    segments = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    kernel = _kernel(q.shape[1], length + padding, causal, interpret)
+    q *= q.shape[-1] ** -0.5
+    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def _kernel(heads: int, length: int, causal: bool, interpret: bool) -> splash.SplashAttentionKernel:
+    block = next(size for size in BLOCKS if length % size == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes = splash.BlockSizes(**{f"block_{name}": block for name in names})
+    mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
+    make = functools.partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1)
+    return make(masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret)
