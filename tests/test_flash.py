@@ -97,7 +97,8 @@ def test_where_there_is_no_kernel_it_is_plain_attention():
 def test_what_it_cannot_do_is_told(monkeypatch):
     monkeypatch.setattr(Flash, "platform", "gpu")
     layout = Layout.make("data=8", "data")
-    assert attend("flash", layout, "bfloat16") == Flash(layout)
+    with pytest.raises(UserError, match=r"a GPU needs cuDNN \(.*\); install jax\[cuda13\], or give attention=xla"):
+        attend("flash", layout, "bfloat16")
     with pytest.raises(UserError, match="flash attention on a GPU takes bfloat16, not float32; give attention=xla"):
         attend("flash", layout, "float32")
     raw = quickstart.get_config().to_dict() | {"attention": "flash"}

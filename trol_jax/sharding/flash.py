@@ -17,12 +17,19 @@ ATTENTIONS = ("xla", "flash")  # logits in memory; or `Flash`
 
 
 def attend(name: str, layout: Layout, dtype) -> Callable:
-    """What a model takes as its `attend`; name: of ATTENTIONS. UserError for numbers that its kernel does not take."""
+    """What a model takes as its `attend`; name: of ATTENTIONS. UserError for what cuDNN cannot do."""
     if name == "xla":
         return attention
     flash = Flash(layout)
-    if flash.platform in GPUS and jnp.dtype(dtype).itemsize != 2:
-        raise UserError(f"flash attention on a GPU takes bfloat16, not {jnp.dtype(dtype)}; give attention=xla")
+    if flash.platform in GPUS:
+        if jnp.dtype(dtype).itemsize != 2:
+            raise UserError(f"flash attention on a GPU takes bfloat16, not {jnp.dtype(dtype)}; give attention=xla")
+        try:
+            jax.eval_shape(flash, *[jax.ShapeDtypeStruct((layout.mesh.size, 64, 1, 64), dtype)] * 3)
+        except RuntimeError as error:
+            raise UserError(
+                f"flash attention on a GPU needs cuDNN ({error}); install jax[cuda13], or give attention=xla"
+            ) from None
     return flash
 
 
