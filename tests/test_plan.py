@@ -277,3 +277,22 @@ def test_undivided_axes_are_told_each_time():
         with plan._Undivided() as told:
             rules.logging.getLogger(rules.__name__).warning("sharding: heads of 3 does not divide")
         assert told.messages == ["heads of 3 does not divide"]
+
+
+def test_flash_attention_moves_no_logits():
+    s = Strategy("tiny_phi3", "train", "data=1", "replicated", batch=1, length=40, remat="none", passes=1)
+    built = strategy.build(s, rules.Layout.make(mesh.make_mesh(s.mesh, jax.devices()[:1]), s.rules))
+    text, _ = plan._compiled(built.function.trace(*built.inputs), 1)
+    products = hlo.Program(text).products()
+    # Of queries and keys in decoder and tower: two products forward and four backward, in each of three layers.
+    flops = [2 * 2 * size**2 * 32 for size in (40, 65)]
+    of_logits = [each for each in products if each.flops in flops]
+    assert sum(each.launches for each in of_logits) == 2 * 3 * 6
+    xla, flash = (plan._moved(dataclasses.replace(s, attention=name), built, products) for name in ("xla", "flash"))
+    assert xla - flash == sum(each.size * each.launches for each in of_logits) > 0
+
+
+def test_one_device_is_planned_too():
+    s = Strategy("tiny_phi3", "prefill", "data=1", "replicated", batch=1, length=40)
+    found = plan.plan(s, targets.get_target("v5e-1"))
+    assert found.flops["device"] == found.flops["all"] > 0 and not found.traffic

@@ -85,7 +85,8 @@ class Program:
         self.entry = ""
         current = None
         for line in text.splitlines():
-            if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
+            # Before optimisation computations are written without signatures.
+            if head := re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$", line):
                 current = self.computations[head[2]] = {}
                 self.entry = head[2] if head[1] else self.entry
             elif line.startswith("}"):

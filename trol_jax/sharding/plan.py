@@ -24,6 +24,7 @@ from trol_jax.sharding.strategy import Built, Strategy, build
 from trol_jax.sharding.targets import GIB, Target, get_target
 
 USABLE = 0.95  # of a chip's memory; the runtime keeps some
+LOGITS = "BNTS"  # in the name of each product of `jax.nn.dot_product_attention` that makes or takes logits
 MANY = 0.02  # of a step's bytes or FLOPs, from which on something is told of
 DUMP = {
     "xla_dump_hlo_pass_re": "spmd-partitioning",
@@ -34,7 +35,8 @@ DUMP = {
 }
 LEFT_OUT = (
     "predicted, not measured: published peaks, rings at full rate, attention counted in full (also what a mask hides); "
-    "temporaries are those of the CPU's compiler; kernels, latencies, input and the host are left out"
+    "temporaries are those of the CPU's compiler, which has no flash attention; kernels, latencies, input and the host "
+    "are left out"
 )
 
 
@@ -137,7 +139,7 @@ def plan(s: Strategy, target: Target) -> Report:
     traffic = _traffic(collectives, sizes, target)
     seconds = {
         "arithmetic": flops["device"] / target.chip.flops,
-        "memory": _moved(built, products) / target.chip.bandwidth,
+        "memory": _moved(s, built, products) / target.chip.bandwidth,
     }
     for each in traffic:
         name = f"network {' and '.join(each.axes)}"
@@ -158,12 +160,11 @@ def ranked(reports: Iterable[Report]) -> list[Report]:
 
 def _compiled(traced, devices: int) -> tuple[str, Any]:
     """(the text of the partitioned program, what the CPU's compiler says of memory)."""
-    lowered = traced.lower()
-    if devices == 1:  # it has no parts
-        return lowered.compiler_ir("hlo").as_hlo_text(), lowered.compile().memory_analysis()
+    # For one device there is nothing to partition.
+    written = "after_spmd-partitioning" if devices > 1 else "before_optimizations"
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        compiled = lowered.compile(compiler_options=DUMP | {"xla_dump_to": folder})
-        found = sorted(Path(folder).glob("*after_spmd-partitioning*.txt"))
+        compiled = traced.lower().compile(compiler_options=DUMP | {"xla_dump_to": folder})
+        found = sorted(Path(folder).glob(f"*{written}*.txt"))
         if not found:
             raise RuntimeError("XLA wrote no partitioned program; its compilation cache must be off")
         return found[-1].read_text(), compiled.memory_analysis()
@@ -201,8 +202,10 @@ def _largest(s: Strategy, layout: rules.Layout, held: dict[str, int], target: Ta
     return max(0, int(rows // step * step))
 
 
-def _moved(built: Built, products: Sequence[hlo.Product]) -> int:
+def _moved(s: Strategy, built: Built, products: Sequence[hlo.Product]) -> int:
     """Bytes that products read and write, and the optimiser; all else is taken to be fused into these."""
+    if s.attention == "flash":
+        products = [each for each in products if LOGITS not in each.place]
     of_optimiser = 0
     if "optimiser" in built.parts:
         of_optimiser = 2 * sum(cost.device_bytes(built.parts[name]) for name in ("optimiser", "gradients", "gradients"))
