@@ -2,7 +2,8 @@
 python -m launch.check_data --benchmarks --root=DIR [--only=pope,mme] [--pictures=decode]
 
 Looks at every record of every source: turns, picture marks, special tokens, answers, ids, lengths, pictures. What is
-done is kept in check_data.jsonl at the root, so that it goes on after a stop. Exit status 1 if there are errors.
+done is kept at the root until the check is complete, so that the same command goes on after a stop. Exit status 1 if
+there are errors.
 Of benchmarks it says how many questions there are, which rows are bad, what is missing and where it comes from.
 """
 
@@ -28,7 +29,7 @@ LENGTH = flags.DEFINE_integer(
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "A tokenizer.json, to measure lengths in tokens.")
 STRICT = flags.DEFINE_bool("strict", False, "Exit status 1 for warnings too.")
 PROCESSES = flags.DEFINE_integer("processes", 0, "That look; 0 = one a core.", lower_bound=0)
-JOURNAL = flags.DEFINE_string("journal", None, "File for what is done, instead of check_data.jsonl at the root.")
+JOURNAL = flags.DEFINE_string("journal", None, 'File for what is done, instead of one at the root; "" = none.')
 JSON = flags.DEFINE_string("json", "", "File for everything that was found.")
 HTML = flags.DEFINE_string("html", "", "File for a page with histograms and examples.")
 
@@ -83,9 +84,12 @@ def training() -> bool:
     if TOKENIZER.value and not os.path.isfile(TOKENIZER.value):
         raise UserError(f"--tokenizer: {TOKENIZER.value} is no file")
     rules = Rules(PICTURES.value, LENGTH.value or (2048 if TOKENIZER.value else 8192), TOKENIZER.value)
+    done = JOURNAL.value
+    if done is None:
+        done = check_run.journal_of(root, names, rules, SAMPLE.value, SEED.value)
     reports = check_run.check(
         root, names, rules, sample=SAMPLE.value, seed=SEED.value, processes=PROCESSES.value or os.cpu_count(),
-        journal=os.path.join(root, "check_data.jsonl") if JOURNAL.value is None else JOURNAL.value,
+        journal=done,
     )  # fmt: skip
     print(check_report.table(reports))
     if JSON.value:
@@ -96,6 +100,8 @@ def training() -> bool:
         journal.write(
             Path(HTML.value), check_report.page(reports, samples, root, unit).encode(errors="backslashreplace")
         )
+    if done:
+        Path(done).unlink(missing_ok=True)
     levels = (ERROR, WARNING) if STRICT.value else (ERROR,)
     return not any(report.found.count(level) for report in reports for level in levels)
 

@@ -248,13 +248,33 @@ def test_the_program_tells_by_its_status(root, demo, tmp_path):
     assert status == 0 and out.splitlines()[3].split()[:3] == ["all", "7", "146,040"]
     assert json.loads((tmp_path / "found.json").read_text())["mathvision"]["rows"] == 3
     assert (tmp_path / "found.html").read_text().startswith("<!doctype html>")
-    assert os.path.exists(folder / "check_data.jsonl") and not os.path.exists(f"{demo}/check_data.jsonl")
+    assert not [name for place in (folder, demo) for name in os.listdir(place) if name.startswith("check_data")]
     assert strict.wait()[0] == 1
     status, out, _ = bad.wait()
     assert status == 1 and "1 x picture missing (error)" in out and "row 0, id 1: none.jpg" in out
     status, _, err = wrong.wait()
     assert status == 2 and err.startswith("error: --sources: 'coco' is no source")
     assert none.wait()[0] == 2
+
+
+def test_a_complete_check_is_made_anew_and_a_quick_one_leaves_a_long_one_alone(root):
+    write(root, [row()])
+    began = check_run.journal_of(str(root), [NAME], Rules(), 0, 0)
+    found(root, journal=began)
+    kept = (root / began).read_bytes()
+    whole = f"--root={root}", "--sources=" + NAME, "--processes=1"
+    quick = *whole, "--sample=1"
+    assert Program(launch("check_data"), *quick).wait()[0] == 0 and (root / began).read_bytes() == kept
+    assert Program(launch("check_data"), *whole).wait()[0] == 0 and not os.path.exists(began)
+    (root / "good.jpg").unlink()
+    status, out, _ = Program(launch("check_data"), *whole).wait()
+    assert status == 1 and "1 x picture missing (error)" in out
+
+
+def test_a_journal_that_cannot_be_written_names_the_flag(root):
+    write(root, [row()])
+    with pytest.raises(UserError, match=r"good\.jpg/journal cannot be written: .*; name another file with --journal"):
+        found(root, journal=str(root / "good.jpg" / "journal"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from tqdm import tqdm
 
 from trol_jax.data.check import EXAMPLES, Findings, Rules, check_rows, joined, opened
@@ -54,7 +56,8 @@ def check(
     """What is found in the sources.
 
     sample: records of each source, drawn by `seed`; 0 = all. journal: file for what is done, "" = none; from there it
-    goes on after a stop.
+    goes on after a stop. Who has the reports removes it, as `launch.check_data` does: the next looks anew, for
+    pictures may change while the files that name them do not.
     """
     root = os.path.abspath(root)
     opened.cache_clear()  # files may have changed
@@ -62,12 +65,29 @@ def check(
     for name in names:
         reports.append(_opened(root, name))
         blocks += _blocks(root, reports[-1], rules, sample, seed)
-    done = _run(root, blocks, rules, processes, Journal(Path(journal), VERSION, {"found"}) if journal else None)
+    done = _run(root, blocks, rules, processes, _begun(journal) if journal else None)
     for report in reports:
         parts = [done[block.key] for block in blocks if block.name == report.name]
         report.found = joined([report.found, *parts])
         _find_duplicates(root, report, [index for b in blocks if b.name == report.name for index in b.indexes])
     return reports
+
+
+def journal_of(root: str, names: Sequence[str], rules: Rules, sample: int, seed: int) -> str:
+    """A file at the root for what is done of such a check; a quick look in between leaves that of a long one alone."""
+    question = json.dumps([sorted(names), dataclasses.asdict(rules), sample, seed if sample else 0])
+    return os.path.join(root, f"check_data.{xxhash.xxh3_64_hexdigest(question.encode())[:8]}.jsonl")
+
+
+def _begun(journal: str) -> Journal:
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(journal)), exist_ok=True)
+        open(journal, "ab").close()
+    except OSError as error:
+        raise UserError(
+            f"{journal} cannot be written: {error.strerror}; name another file with --journal, or --journal= for none"
+        ) from None
+    return Journal(Path(journal), VERSION, {"found"})
 
 
 def _opened(root: str, name: str) -> SourceReport:
