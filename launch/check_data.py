@@ -24,9 +24,11 @@ SAMPLE = flags.DEFINE_integer("sample", 0, "Records of each source, drawn at ran
 SEED = flags.DEFINE_integer("seed", 0, "Of the draw.")
 PICTURES = flags.DEFINE_enum("pictures", "header", ["none", "header", "decode"], "How much of pictures is read.")
 LENGTH = flags.DEFINE_integer(
-    "max_length", None, "Characters of a sample, by default 8192; with --tokenizer tokens, 2048.", lower_bound=1
+    "max_length", None, "Characters of a sample, by default 8192; with --tokenizer tokens, 4096.", lower_bound=1
 )
-TOKENIZER = flags.DEFINE_string("tokenizer", "", "A tokenizer.json, to measure lengths in tokens.")
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "A tokenizer.json, to measure lengths in tokens, with those of pictures."
+)
 STRICT = flags.DEFINE_bool("strict", False, "Exit status 1 for warnings too.")
 PROCESSES = flags.DEFINE_integer("processes", 0, "That look; 0 = one a core.", lower_bound=0)
 JOURNAL = flags.DEFINE_string("journal", None, 'File for what is done, instead of one at the root; "" = none.')
@@ -83,7 +85,7 @@ def training() -> bool:
         raise UserError(f"--sources: {unknown[0]!r} is no source; choose from {', '.join(sources.SOURCES)}")
     if TOKENIZER.value and not os.path.isfile(TOKENIZER.value):
         raise UserError(f"--tokenizer: {TOKENIZER.value} is no file")
-    rules = Rules(PICTURES.value, LENGTH.value or (2048 if TOKENIZER.value else 8192), TOKENIZER.value)
+    rules = Rules(PICTURES.value, LENGTH.value or (4096 if TOKENIZER.value else 8192), TOKENIZER.value)
     done = JOURNAL.value
     if done is None:
         done = check_run.journal_of(root, names, rules, SAMPLE.value, SEED.value)

@@ -14,14 +14,17 @@ from test_sources import write as write_source
 from trol_jax.data import check, check_report, check_run
 from trol_jax.data.check import ERROR, KINDS, WARNING, Findings, Rules
 from trol_jax.data.demo import write_demo
-from trol_jax.data.prompts import FORMATS
+from trol_jax.data.encode import SampleEncoder
+from trol_jax.data.prompts import FORMATS, render_prompt
 from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import UserError
+from trol_jax.models.variants import VARIANTS
 
 NAME = "sharegpt4v_instruct"
 ASK, ANSWER = ("human", "<image>\nWhat?"), ("gpt", "A shape.")
 PICTURE = encoded(Image.new("RGB", (32, 24), (9, 90, 200)), "JPEG")
+PHI3 = train_tokenizer(["What?", "A shape."], FORMATS["phi3"])
 STRIP = encoded(Image.new("L", (900, 12)))
 
 
@@ -60,11 +63,17 @@ def found(root, **options):
 BAD = {
     "row": [row(image="../../etc/passwd"), {"id": "1"}, row(("robot", "hi"))],
     "roles": [row(ANSWER, ASK), row(ASK, ("human", "?"), ANSWER, ANSWER), row(ASK, ANSWER, ANSWER)],
-    "marks": [row(image=None), row(("human", "What?"), ANSWER), row(image=["good.jpg", "good.jpg"])],
-    "empty answer": [row(ASK, ("gpt", " \n")), row(ASK, ANSWER, ("human", "?"), ("gpt", "")), row(ASK)],
+    "marks": [
+        row(image=None),
+        row(("human", "What?"), ANSWER),
+        row(ASK, ANSWER, ("human", "<image>?"), image=["good.jpg", "good.jpg"]),
+    ],
+    "no answer": [row(ASK, ("gpt", " \n")), row(ASK, ("gpt", ""), ("human", "?"), ("gpt", "")), row(ASK)],
+    "surrogate": [row(ASK, ("gpt", "yes \ud83d")), row(("human", "<image>\udc00"), ANSWER)],
     "picture missing": [row(image="none.jpg")],
     "picture unreadable": [row(image="text.png"), row(image="huge.png")],
-    "open end": [row(ASK, ANSWER, ("human", "And?"))],
+    "open end": [row(ASK, ANSWER, ("human", "And?")), row(("human", "?"), ANSWER, ("human", "<image>?"), image=None)],
+    "empty answer": [row(ASK, ANSWER, ("human", "?"), ("gpt", ""))],
     "mark in answer": [row(ASK, ("gpt", "See <image>."))],
     "special token": [row(ASK, ("gpt", "a </s> b")), row(("human", "<image>[UNUSED_TOKEN_146]user"), ANSWER)],
     "too long": [row(ASK, ("gpt", "x" * 8192))],
@@ -78,7 +87,7 @@ def test_every_kind_of_damage_is_found_and_named(root, kind):
     write(root, [row(identity="good"), *(bad | {"id": f"bad {n}"} for n, bad in enumerate(BAD[kind]))])
     here = found(root)
     assert here.problems[kind] == len(BAD[kind]) == len(here.examples[kind])
-    other = {"open end"} if kind in ("roles", "empty answer") else set()
+    other = {"open end"} if kind in ("marks", "no answer") else set()
     assert set(here.problems) - other == {kind, "count"}
     if kind != "row":
         assert [each[:2] for each in here.examples[kind]] == [[n + 1, f"bad {n}"] for n in range(len(BAD[kind]))]
@@ -103,11 +112,11 @@ ELSEWHERE = {  # in JSON lines, parquet, pictures stored in rows, texts without 
     ],
     "mathvision": [
         ("picture unreadable", PROBLEM),
-        ("empty answer", PROBLEM | {"id": "2", "decoded_image": {"bytes": PICTURE, "path": ""}, "answer": ""}),
+        ("no answer", PROBLEM | {"id": "2", "decoded_image": {"bytes": PICTURE, "path": ""}, "answer": ""}),
         ("picture size", PROBLEM | {"id": "3", "decoded_image": {"bytes": STRIP, "path": ""}}),
     ],
     "mathinstruct": [
-        ("empty answer", {"instruction": "6 + 7?", "output": "\n"}),
+        ("no answer", {"instruction": "6 + 7?", "output": "\n"}),
         ("special token", {"instruction": "6 + 7?", "output": "<|end|>"}),
         ("marks", {"instruction": "<image> 6 + 7?", "output": "13"}),
     ],
@@ -125,7 +134,7 @@ def test_damage_is_found_in_every_kind_of_file(root, name):
 
 
 def test_every_kind_has_a_test():
-    assert set(KINDS) == {*BAD, "file", "count", "duplicate id"}
+    assert set(KINDS) == {*BAD, "file", "count", "duplicate id", "refused"}
     assert all(level in (ERROR, WARNING) for level, _ in KINDS.values())
 
 
@@ -145,13 +154,36 @@ def test_damaged_pixels_are_found_by_decoding(root):
 
 
 def test_lengths_may_be_those_of_a_tokeniser(root, tmp_path):
-    tokenizer = train_tokenizer(["What?", "A shape."], FORMATS["phi3"])
-    (tmp_path / "tokenizer.json").write_bytes(tokenizer.dump())
-    write(root, [row()])
-    exact = len(tokenizer.encode(ASK[1], specials=False)) + len(tokenizer.encode(ANSWER[1]))
     path = str(tmp_path / "tokenizer.json")
-    assert "too long" not in found(root, tokenizer=path, max_length=exact).problems
-    assert found(root, tokenizer=path, max_length=exact - 1).examples["too long"][0][2] == f"{exact} tokens"
+    (tmp_path / "tokenizer.json").write_bytes(PHI3.dump())
+    write(root, [row(), row(ASK, ("gpt", "half \ud83d"), identity="2")])
+    prompt = render_prompt(FORMATS["phi3"], "What?", 7 * 256)  # 3 x 2 tiles and the whole
+    exact = len(PHI3.encode(prompt)) + len(PHI3.encode(ANSWER[1])) + 1
+    assert set(found(root, tokenizer=path, max_length=exact).problems) == {"surrogate", "count"}
+    assert found(root, tokenizer=path, max_length=exact - 1).examples["too long"][0][2] == f"{exact:,} tokens"
+    small = found(root, tokenizer=path, max_length=99)
+    assert "nothing of an answer is within the 99 tokens" in small.examples["refused"][0][2]
+    (root / "good.jpg").unlink()
+    assert found(root, tokenizer=path, max_length=exact, pictures="none").lengths.total() == 1
+
+
+def test_tiles_are_those_of_the_released_models():
+    for name in ("trol_1_8b", "trol_7b", "trol_3_8b"):
+        model = VARIANTS[name]
+        assert check.TILES[model.family] == (model.vision.image_size, model.image_tokens)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_errors_are_what_training_refuses(root, kind):
+    write(root, [bad | {"id": f"{n}"} for n, bad in enumerate(BAD[kind])])
+    source, encode = open_sources(root, [NAME])[NAME], SampleEncoder(str(root), PHI3, 448, 4, 6, 20_000, "")
+    for number in range(len(source)):
+        one = check.check_rows(str(root), NAME, [number], Rules())
+        try:
+            refused = not encode(source[number])
+        except UserError:
+            refused = True
+        assert refused == bool(one.count(ERROR)), one.examples
 
 
 def test_a_file_that_is_missing_or_cut_does_not_end_the_check(root):

@@ -13,8 +13,9 @@ import numpy as np
 import xxhash
 
 from trol_jax.data import images
+from trol_jax.data.encode import SampleEncoder, faults
 from trol_jax.data.paths import resolve
-from trol_jax.data.prompts import FORMATS
+from trol_jax.data.prompts import FORMATS, SYSTEM
 from trol_jax.data.sources import IMAGE, SOURCES, Sample, Source
 from trol_jax.data.sources.sample import ASSISTANT, USER
 from trol_jax.data.tokenizer import Tokenizer
@@ -25,11 +26,14 @@ KINDS = {
     "file": (ERROR, "the file is missing, or damaged between its rows"),
     "row": (ERROR, "a row that cannot be read, or names a path beyond the root"),
     "roles": (ERROR, "turns do not alternate, or begin with the assistant"),
-    "marks": (ERROR, "the questions have not as many picture marks as there are pictures"),
-    "empty answer": (ERROR, "an answer has no text"),
+    "marks": (ERROR, "the questions that have an answer have not as many picture marks as there are pictures"),
+    "no answer": (ERROR, "no answer has text"),
+    "surrogate": (ERROR, "a text has half of a surrogate pair, which is no character"),
     "picture missing": (ERROR, "a picture is not there"),
     "picture unreadable": (ERROR, "a picture that is none, is damaged or has more pixels than are decoded"),
+    "refused": (ERROR, "training leaves it out for another reason"),
     "open end": (WARNING, "the last question has no answer; it is left out"),
+    "empty answer": (WARNING, "one of several answers has no text; that it ends at once is learned"),
     "mark in answer": (WARNING, "an answer has a picture mark, which is learned as text"),
     "special token": (WARNING, "a text spells a token of the chat format, which is read as text"),
     "too long": (WARNING, "longer than --max_length"),
@@ -40,6 +44,8 @@ KINDS = {
 }
 EXAMPLES = 3  # of each kind in a block, and of each source
 SHORTEST_SIDE, LONGEST_STRIP = 10, 20  # pixels; one side to the other
+TILES = {"internlm2": (490, 1225), "phi3": (448, 256)}  # pixels and tokens, as `models.variants` has them, with JAX
+MAX_TILES, ALL = 6, 1 << 30  # of a picture, as the recipe has it; tokens
 EXTENSIONS = {
     "PNG": ("png",), "JPEG": ("jpg", "jpeg", "jfif"), "GIF": ("gif",), "BMP": ("bmp",), "WEBP": ("webp",),
     "TIFF": ("tif", "tiff"), "PPM": ("ppm", "pgm", "pbm", "pnm"),
@@ -54,7 +60,8 @@ class Rules:
     """How records are looked at.
 
     pictures: not at all, their headers, or their pixels too (JPEGs at an eighth of their size).
-    max_length: tokens of the tokeniser in a file (tokenizer.json), or characters where that is "".
+    max_length: tokens of a whole sample, pictures and the recipe's system message too, by the tokeniser in a file
+    (tokenizer.json) and for the released model of its family; or characters of its texts where that is "".
     """
 
     pictures: str = "header"
@@ -153,47 +160,64 @@ def opened(root: str, name: str) -> Source:
 
 
 def _check(sample: Sample, row: int, root: str, rules: Rules, found: Findings) -> None:
-    for kind, message in (*_of_text(sample), *_of_length(sample, rules, found)):
-        found.add(kind, row, sample.id, message)
+    problems = list(_of_text(sample))
     if rules.pictures != "none":
         for picture in sample.pictures:
-            for kind, message in _of_picture(picture, root, rules, found):
-                found.add(kind, row, sample.id, message)
+            problems += _of_picture(picture, root, rules, found)
+    problems += _of_length(sample, root, rules, found, any(KINDS[kind][0] == ERROR for kind, _ in problems))
+    for kind, message in problems:
+        found.add(kind, row, sample.id, message)
 
 
 def _of_text(sample: Sample) -> Iterable[tuple[str, str]]:
     """(kind, message) of each problem."""
-    roles = [role for role, _ in sample.turns]
-    if roles != [(USER, ASSISTANT)[number % 2] for number in range(len(roles))]:
-        yield "roles", f"turns are by {', '.join(roles[:6])}"
-    elif roles[-1] == USER:
-        yield "open end", f"the last of {len(roles)} turns is a question"
-    marks = sum(text.count(IMAGE) for role, text in sample.turns if role == USER)
-    if marks != len(sample.pictures):
-        yield "marks", f"{marks} marks {IMAGE} in the questions, {len(sample.pictures)} pictures"
+    wrong = {fault.kind: str(fault) for fault in faults(sample)}
+    yield from wrong.items()
+    if "roles" not in wrong and sample.turns[-1][0] == USER:
+        yield "open end", f"the last of {len(sample.turns)} turns is a question"
     answers = [text for role, text in sample.turns if role == ASSISTANT]
-    if not answers or not all(answer.strip() for answer in answers):
-        yield "empty answer", f"{sum(not answer.strip() for answer in answers)} of {len(answers)} answers are empty"
+    if 0 < (empty := sum(not answer.strip() for answer in answers)) < len(answers):
+        yield "empty answer", f"{empty} of {len(answers)} answers are empty"
     if any(IMAGE in answer for answer in answers):
         yield "mark in answer", f"{IMAGE} in {next(answer for answer in answers if IMAGE in answer)[:80]!r}"
     if mark := next(filter(None, (SPECIALS.search(text) for _, text in sample.turns)), None):
         yield "special token", f"{mark[0]} in {mark.string[max(0, mark.start() - 30) : mark.end() + 30]!r}"
 
 
-def _of_length(sample: Sample, rules: Rules, found: Findings) -> Iterable[tuple[str, str]]:
+def _of_length(sample: Sample, root: str, rules: Rules, found: Findings, wrong: bool) -> Iterable[tuple[str, str]]:
+    """wrong: whether training leaves the sample out anyhow; then it has no tokens to count."""
     found.turns[len(sample.turns)] += 1
-    tokenizer = rules.tokenizer and _tokenizer(rules.tokenizer)
-    measure = (lambda text: len(tokenizer.encode(text, specials=False))) if tokenizer else len
-    length = sum(measure(text) for _, text in sample.turns)
+    length, unit = sum(len(text) for _, text in sample.turns), "characters"
+    if rules.tokenizer:
+        encode = _encoder(root, rules.tokenizer, rules.pictures != "none")
+        if wrong:
+            return
+        try:
+            length, unit = len(encode(sample).tokens), "tokens"
+            if length > rules.max_length:
+                dataclasses.replace(encode, max_length=rules.max_length)(sample)
+        except UserError as error:
+            yield "refused", str(error)
+            return
     found.lengths[step(length)] += 1
     if length > rules.max_length:
-        yield "too long", f"{length:,} {'tokens' if tokenizer else 'characters'}"
+        yield "too long", f"{length:,} {unit}"
 
 
-@functools.lru_cache(1)
-def _tokenizer(path: str) -> Tokenizer:
+class Blind(SampleEncoder):
+    """Looks at no picture: each is one tile."""
+
+    def _tiles(self, picture: str | bytes) -> int:
+        return 1
+
+
+@functools.lru_cache(2)
+def _encoder(root: str, path: str, headers: bool) -> SampleEncoder:
+    """That of training."""
     with open(path, "rb") as file:
-        return Tokenizer.parse(file.read(), path)
+        tokenizer = Tokenizer.parse(file.read(), path)
+    make = SampleEncoder if headers else Blind
+    return make(root, tokenizer, *TILES[tokenizer.format.name], MAX_TILES, ALL, SYSTEM)
 
 
 def _of_picture(picture: str | bytes, root: str, rules: Rules, found: Findings) -> Iterable[tuple[str, str]]:

@@ -23,7 +23,7 @@ from trol_jax.journal import Journal
 
 BLOCK = 512  # rows that a process looks at before it tells
 AGAIN = {"picture missing", "picture unreadable"}  # blocks with these are looked at again: they may be there now
-VERSION = "check_data 1"  # to be changed with what is looked for: then all is looked at again
+VERSION = "check_data 2"  # to be changed with what is looked for: then all is looked at again
 
 
 @dataclasses.dataclass

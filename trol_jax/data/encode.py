@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +14,16 @@ from trol_jax.data.prompts import encode_chat
 from trol_jax.data.sources.sample import ASSISTANT, IMAGE, USER, Sample
 from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
+
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON may hold one alone, tokenisers take none
+
+
+class Fault(UserError):
+    """Why training cannot use a conversation. kind: of `check.KINDS`."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +70,12 @@ class SampleEncoder:
             raise UserError(f"sample {sample.id} of {sample.source}: {error}") from None
 
     def _encode(self, sample: Sample) -> Encoded:
-        pairs = paired(sample.turns)
-        marks = sum(question.count(IMAGE) for question, _ in pairs)
-        if marks != len(sample.pictures):
-            raise UserError(f"{marks} marks {IMAGE} in the questions, {len(sample.pictures)} pictures")
+        for fault in faults(sample):
+            raise fault
         pictures = tuple(p if isinstance(p, bytes) else resolve(self.root, os.fspath(p)) for p in sample.pictures)
         tiles = tuple(map(self._tiles, pictures))
         counts = (count * self.tile_tokens for count in tiles)
-        turns = [(_pieces(question, counts), answer) for question, answer in pairs]
+        turns = [(_pieces(question, counts), answer) for question, answer in paired(sample.turns)]
         chat = encode_chat(self.tokenizer, self.tokenizer.format, turns, 0, self.system)
         length = self._end(chat.tokens, tiles)
         if not chat.loss_mask[:length].any():
@@ -97,14 +106,32 @@ class SampleEncoder:
         return self.max_length
 
 
+def faults(sample: Sample) -> Iterator[Fault]:
+    """Whatever makes a conversation useless for training, apart from its pictures and its length."""
+    try:
+        pairs = paired(sample.turns)
+    except Fault as fault:
+        yield fault
+        return
+    marks = sum(question.count(IMAGE) for question, _ in pairs)
+    if marks != len(sample.pictures):
+        yield Fault("marks", f"{marks} marks {IMAGE} in the questions, {len(sample.pictures)} pictures")
+    if half := next(filter(None, map(HALF.search, itertools.chain(*pairs))), None):
+        around = half.string[max(0, half.start() - 30) : half.end() + 30]
+        yield Fault("surrogate", f"{half[0]!a} in {around!r} is half of a surrogate pair; write the whole character")
+
+
 def paired(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(question, answer) pairs of turns that alternate; a last question without an answer is left out."""
+    """(question, answer) pairs of turns that alternate; a last question without an answer is left out. Fault where they
+    do not, and where no answer has text.
+    """
     for number, (role, _) in enumerate(turns):
         if role != (USER, ASSISTANT)[number % 2]:
-            raise UserError(f"turn {number + 1} is by the {role}; they must alternate and begin with the {USER}")
+            message = f"turn {number + 1} is by the {role}; they must alternate and begin with the {USER}"
+            raise Fault("roles", message)
     pairs = [(question, answer) for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=False)]
     if not any(answer.strip() for _, answer in pairs):
-        raise UserError("no answer")
+        raise Fault("no answer", "no answer has text")
     return pairs
 
 
