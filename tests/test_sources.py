@@ -311,6 +311,21 @@ def test_damaged_parquet_is_named(tmp_path):
         parquet.ParquetRecords(path)
 
 
+def test_values_that_python_does_not_have_are_named_and_other_columns_do_not_matter(tmp_path):
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, pyarrow.array([b"1\xff", b"2?"], pyarrow.binary()).buffers()
+    )
+    days = pyarrow.array([2**31 - 1] * 2, pyarrow.date32())  # in the year 5,881,580
+    table = pyarrow.table({"instruction": texts, "output": ["1", "2"], "day": days})
+    pyarrow.parquet.write_table(table, tmp_path / "mathplus.parquet")
+    source = open_sources(tmp_path, ["mathplus"])["mathplus"]
+    assert pickle.loads(pickle.dumps(source))[1].turns == turns("2?", "2")
+    with pytest.raises(UserError, match=r"mathplus.parquet, row 0 cannot be read: .*codec can't decode byte 0xff"):
+        source[0]
+    with pytest.raises(UserError, match=r"mathplus.parquet, row 1 cannot be read: "):
+        parquet.ParquetRecords(tmp_path / "mathplus.parquet")[1]
+
+
 def test_the_example_of_the_workspace_is_a_source(tmp_path, monkeypatch):
     text = (pathlib.Path(__file__).parents[1] / "WORKSPACE.md").read_text(encoding="utf-8")
     _, guide = text.split("### A training source, for example\n")

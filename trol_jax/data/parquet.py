@@ -2,10 +2,12 @@
 
 import bisect
 import collections
+import contextlib
 import itertools
 import json
 import os
 import threading
+from collections.abc import Collection, Iterator
 
 import pyarrow
 import pyarrow.parquet
@@ -25,13 +27,18 @@ class ParquetRecords:
 
     To read a row is to decode its group. Files come with groups of a hundred megabytes, too much for a single row: they
     are read from a copy with small groups, that is made once as an index is (`index.places`).
+
+    columns: those to read, as far as they are there; by default all. UserError names file and row of what is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, columns: Collection[str] = ()):
         self.path = os.fspath(path)
         self._stamp = stamp(self.path)
         self._copy = self._file_with_small_groups()
-        metadata = pyarrow.parquet.read_metadata(self._copy)
+        with self._explained(" as parquet"):
+            metadata = pyarrow.parquet.read_metadata(self._copy)
+            names = metadata.schema.to_arrow_schema().names
+        self._columns = [name for name in names if name in columns] or None
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self._firsts = list(itertools.accumulate(sizes, initial=0))
         self.total = metadata.num_rows
@@ -43,10 +50,12 @@ class ParquetRecords:
     def __getitem__(self, index: int) -> tuple[int, dict]:
         index = check_index(index, self.total)
         group = bisect.bisect_right(self._firsts, index) - 1
-        return index, self._group(group).slice(index - self._firsts[group], 1).to_pylist()[0]
+        table = self._group(group)
+        with self._explained("", f", row {index}"):
+            return index, table.slice(index - self._firsts[group], 1).to_pylist()[0]
 
     def __getstate__(self) -> dict:
-        return {name: self.__dict__[name] for name in ("path", "total", "_stamp", "_copy", "_firsts")}
+        return {name: self.__dict__[name] for name in ("path", "total", "_columns", "_stamp", "_copy", "_firsts")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -65,18 +74,24 @@ class ParquetRecords:
             return self._groups[group]
 
     def _decode(self, group: int) -> pyarrow.Table:
-        try:
+        with self._explained("", f", rows {self._firsts[group]} to {self._firsts[group + 1] - 1}"):
             if self._file is None:
                 if stamp(self.path) != self._stamp:
                     raise UserError(f"{self.path} has changed since this program began; start it again")
                 self._file = pyarrow.parquet.ParquetFile(self._copy)
-            return self._file.read_row_group(group, use_threads=False)
-        except (pyarrow.ArrowException, OSError) as error:
-            rows = f"rows {self._firsts[group]} to {self._firsts[group + 1] - 1}"
-            raise UserError(f"{self.path}, {rows} cannot be read: {_line(error)}; copy the file again") from error
+            return self._file.read_row_group(group, self._columns, use_threads=False)
+
+    @contextlib.contextmanager
+    def _explained(self, how: str, where: str = "") -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of pyarrow and of values: text that is not UTF-8, dates that Python does not have
+            raise UserError(f"{self.path}{where} cannot be read{how}: {_line(error)}; copy the file again") from error
 
     def _file_with_small_groups(self) -> str:
-        try:
+        with self._explained(" as parquet"):
             metadata = pyarrow.parquet.read_metadata(self.path)
             if max(_sizes(metadata), default=0) <= LARGEST:
                 return self.path
@@ -84,8 +99,6 @@ class ParquetRecords:
                 if _mark(place) == self._stamp:
                     return place
             return self._regroup(metadata)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path} cannot be read as parquet: {_line(error)}; copy the file again") from error
 
     def _regroup(self, metadata) -> str:
         rows = max(1, metadata.num_rows * SMALL // sum(_sizes(metadata)))

@@ -32,11 +32,11 @@ SOURCES = {
         Spec("minigemini", "minigemini_instruction.json", 27_670, minigemini.read, minigemini.documents),
         Spec("docdownstream", "train.jsonl", 574_268, docowl.read),
         Spec("docreason", "detailed_explanation.jsonl", 25_877, docowl.read),
-        Spec("gllava_align", "gllava_align.parquet", 60_252, gllava.read),
-        Spec("gllava_qa", "gllava_qa.parquet", 117_205, gllava.read),
-        Spec("mathvision", "mathvision.parquet", 3_040, mathvision.read),
+        Spec("gllava_align", "gllava_align.parquet", 60_252, gllava.read, columns=gllava.COLUMNS),
+        Spec("gllava_qa", "gllava_qa.parquet", 117_205, gllava.read, columns=gllava.COLUMNS),
+        Spec("mathvision", "mathvision.parquet", 3_040, mathvision.read, columns=mathvision.COLUMNS),
         Spec("mathinstruct", "MathInstruct.json", 262_040, mathinstruct.read),
-        Spec("mathplus", "mathplus.parquet", 304_754, mathplus.read),
+        Spec("mathplus", "mathplus.parquet", 304_754, mathplus.read, columns=mathplus.COLUMNS),
     )
 }
 

@@ -5,4 +5,5 @@ https://huggingface.co/datasets/Luckyjhg/Geo170K
 
 from trol_jax.data.sources.sample import llava
 
+COLUMNS = "id", "idx", "conversations", "image"
 read = llava

@@ -5,4 +5,5 @@ https://huggingface.co/datasets/TIGER-Lab/MATH-plus
 
 from trol_jax.data.sources.mathinstruct import read
 
-__all__ = ["read"]
+__all__ = ["COLUMNS", "read"]
+COLUMNS = "instruction", "output"

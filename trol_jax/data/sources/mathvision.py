@@ -10,6 +10,7 @@ from trol_jax.data.sources.sample import ASSISTANT, IMAGE, USER, Sample, field, 
 from trol_jax.errors import UserError
 
 MARK = re.compile(r"<image\d+>")
+COLUMNS = "id", "question", "options", "answer", "image", "decoded_image"
 LETTERS = "ABCDEFGHIJ"
 
 

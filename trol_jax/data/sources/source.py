@@ -17,6 +17,7 @@ class Spec:
     file: at the root; .json (an array), .jsonl or .parquet. count: rows that the mixture of the paper has of it.
     read: (row, name of the source, number of the row) -> Sample, a function of a module, which workers can import.
     keep: filter of rows by their bytes, with a repr that tells it from others.
+    columns: of a parquet file, those that `read` needs; () = all.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Spec:
     count: int
     read: Callable[[Mapping, str, int], Sample]
     keep: Callable[[bytes], bool] | None = None
+    columns: tuple[str, ...] = ()
 
 
 class Source:
@@ -66,4 +68,4 @@ def _records(path: str, spec: Spec):
         raise ValueError(f"{spec.name}: rows of parquet files are not filtered")
     from trol_jax.data.parquet import ParquetRecords  # pyarrow takes 40 MB and a third of a second
 
-    return ParquetRecords(path)
+    return ParquetRecords(path, spec.columns)
