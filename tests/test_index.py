@@ -1,5 +1,6 @@
 """Rows of large JSON files: found without parsing, wherever blocks end; offsets that are kept and known to be stale."""
 
+import errno
 import json
 import os
 import pickle
@@ -223,6 +224,16 @@ def test_what_is_sent_to_workers_is_small_and_tells_changes(write):
     write([{"n": n} for n in range(999)])
     with pytest.raises(UserError, match="has changed since this program began"):
         pickle.loads(sent)[0]
+
+
+def test_a_disk_that_fails_while_rows_are_counted_is_not_told_as_one_of_writing(write, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = write(TRICKY)
+    monkeypatch.setattr(scan, "array", fail)
+    with pytest.raises(UserError, match=r"data.json cannot be read: Input/output error; copy the file again"):
+        row_index(path)
 
 
 def test_a_missing_file(tmp_path):

@@ -311,6 +311,16 @@ def test_damaged_parquet_is_named(tmp_path):
         parquet.ParquetRecords(path)
 
 
+def test_damage_that_a_copy_of_small_groups_meets_is_not_told_as_one_of_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "LARGEST", 1000)
+    path = tmp_path / "mathplus.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(solutions(1000), SOLUTION), path)
+    path.write_bytes(b"PAR1" + b"\0" * 2000 + path.read_bytes()[2004:])
+    with pytest.raises(UserError, match=r"mathplus.parquet cannot be read: .*; copy the file again"):
+        parquet.ParquetRecords(path)
+    assert os.listdir(tmp_path) == ["mathplus.parquet"]
+
+
 def test_values_that_python_does_not_have_are_named_and_other_columns_do_not_matter(tmp_path):
     texts = pyarrow.Array.from_buffers(
         pyarrow.string(), 2, pyarrow.array([b"1\xff", b"2?"], pyarrow.binary()).buffers()

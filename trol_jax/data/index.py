@@ -97,7 +97,7 @@ def writing(path: str, suffix: str) -> Iterator[tuple[str, str]]:
         yield temporary, place
         os.replace(temporary, place)
     except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror}") from error
+        raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)

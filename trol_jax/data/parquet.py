@@ -107,9 +107,13 @@ class ParquetRecords:
             schema = file.schema_arrow
             schema = schema.with_metadata((schema.metadata or {}) | {MARK: json.dumps(self._stamp).encode()})
             with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
-                for batch in file.iter_batches(rows, use_threads=False):
+                for batch in self._batches(file, rows):
                     writer.write_batch(batch)
         return final
+
+    def _batches(self, file: pyarrow.parquet.ParquetFile, rows: int) -> Iterator[pyarrow.RecordBatch]:
+        with self._explained(""):  # here, or `writing` would say that the copy cannot be written
+            yield from file.iter_batches(rows, use_threads=False)
 
 
 def _sizes(metadata) -> list[int]:

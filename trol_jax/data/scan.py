@@ -25,8 +25,11 @@ Row = tuple[int, int, bytes]
 def rows(path: str) -> Iterator[Row]:
     """Rows of a JSON array of objects (.json) or of JSON lines (.jsonl). UserError names the byte where it breaks."""
     scan = lines if path.endswith(".jsonl") else array
-    with open(path, "rb") as file:
-        yield from scan(file, path)
+    try:
+        with open(path, "rb") as file:
+            yield from scan(file, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; copy the file again") from error
 
 
 def lines(file: BinaryIO, name: str) -> Iterator[Row]:
