@@ -90,6 +90,16 @@ def test_exif_orientation_is_applied():
     np.testing.assert_array_equal(load_image(encoded(Image.fromarray(RGB), exif=exif)), np.rot90(RGB, -1))
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_the_size_in_the_header_is_that_of_the_upright_picture(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for options in ({}, {"compression": "tiff_lzw"} if format == "TIFF" else {}):
+        file = encoded(Image.fromarray(RGB), format, exif=exif, **options)
+        assert images.upright_size(file) == load_image(file).shape[:2] == ((2, 3) if orientation == 3 else (3, 2))
+
+
 def test_a_large_jpeg_is_decoded_in_full():
     noise = Image.effect_noise((1600, 1200), 60).convert("RGB")
     file = encoded(noise, "JPEG", quality=90)

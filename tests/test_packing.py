@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import fixtures
 import tiny
+from test_images import encoded
 from trol_jax import typed
+from trol_jax.data import images
 from trol_jax.data.demo import write_demo
 from trol_jax.data.encode import SampleEncoder, paired
 from trol_jax.data.mixture import Mixture, Part
@@ -190,6 +193,17 @@ def test_what_no_row_can_hold_is_bad(root):
         next(packer)
     with Packer(samples * 20, encoder(root), small, bad="skip") as packer:
         assert next(packer)["images"].shape[1] == 1 and packer.counts["bad"] > 0
+
+
+def test_a_picture_of_another_size_than_its_header_says_fails_or_is_broken(root, monkeypatch):
+    monkeypatch.setattr(images, "upright_size", lambda picture: (16, 48))
+    file = encoded(Image.new("RGB", (16, 16)))
+    samples = [Sample("web", str(i), (("user", "<image>?"), ("assistant", "no")), (file,)) for i in range(600)]
+    said = "sample 0 of web: the picture makes 1 tiles, its header said 4; save it anew"
+    with Packer(samples, encoder(root, "phi3"), SHAPE) as packer, pytest.raises(UserError, match=said):
+        next(packer)
+    with Packer(samples, encoder(root, "phi3"), SHAPE, bad="skip") as packer:
+        assert not next(packer)["loss_mask"].any() and packer.counts["bad"] > 0
 
 
 def test_data_of_which_most_is_bad_ends_the_run(root, caplog):

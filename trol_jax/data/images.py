@@ -77,7 +77,7 @@ def read_header(source: str | os.PathLike | bytes) -> Header:
     """What a picture says of itself before its pixels. Errors as of `load_image`, but for damaged pixels and size."""
     name = "the picture" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as image:
-        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # Pillow turns TIFFs
         kind = "JPEG" if image.format == "MPO" else image.format  # several JPEGs, of which the first counts
         return Header(kind, *((image.width, image.height) if turned else (image.height, image.width)))
 

@@ -309,6 +309,9 @@ class Packer:
             for picture, count in zip(each.pictures, each.tiles, strict=True):
                 try:
                     made = prepare(load_image(picture), family, size, self.encode.max_tiles)
+                    if len(made) != count:
+                        name = "the picture" if isinstance(picture, bytes) else picture
+                        raise UserError(f"{name} makes {len(made)} tiles, its header said {count}; save it anew")
                     tiles[place : place + count] = made
                 except UserError as error:
                     if self.bad == "fail":
