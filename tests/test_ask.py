@@ -122,15 +122,53 @@ def test_answers_of_other_settings_are_never_mixed(run, root, tmp_path, says, ch
     assert (tmp_path / "answers" / "pope.jsonl").read_bytes() == before
 
 
-def test_a_question_that_changed_is_asked_again(run, root, tmp_path, says):
-    says()
-    evaluate(run, root, tmp_path / "out", limit=8)
-    changed = shutil.copytree(root, tmp_path / "root")
-    file = changed / "POPE" / "coco_pope_popular.json"
+def reworded(root):
+    file = root / "POPE" / "coco_pope_popular.json"
     file.write_text(file.read_text().replace("Is there a green", "Is there a blue", 1))
+
+
+def without_the_last(root):
+    file = root / "POPE" / "coco_pope_random.json"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+
+
+def with_another_picture(root):
+    (item, *_) = BENCHMARKS["pope"].read(Root(root))
+    Image.new("RGB", (32, 32)).save(root / item.images[0])
+
+
+@pytest.mark.parametrize("change", [reworded, without_the_last, with_another_picture])
+def test_answers_to_other_questions_stay_and_are_not_taken(run, root, tmp_path, says, change):
+    says()
+    evaluate(run, root, tmp_path / "out")
+    file, changed = tmp_path / "out" / "answers" / "pope.jsonl", shutil.copytree(root, tmp_path / "root")
+    assert evaluate(run, changed, tmp_path / "out")[0]["settings"]["asked"] == 0  # a copy is the same
+    change(changed)
+    before, answerer = file.read_text(), says()
+    (stopped,) = evaluate(run, changed, tmp_path / "out", limit=2)
+    number = 24 if change is without_the_last else 1
+    assert f"pope.jsonl, line {number} answers another question, or one with another picture" in str(stopped)
+    assert file.read_text() == before and not answerer.asked
+    if change is reworded:
+        file.write_text("".join(before.splitlines(keepends=True)[1:]))
+        evaluate(run, changed, tmp_path / "out")
+        assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
+
+
+def test_a_picture_may_come_while_others_are_asked_about(run, root, tmp_path, says):
+    late = shutil.copytree(root, tmp_path / "root")
+    *_, last = BENCHMARKS["pope"].read(Root(root))
+    (late / last.images[0]).unlink()
     answerer = says()
-    evaluate(run, changed, tmp_path / "out", limit=8)
-    assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
+    reads = answerer.answer
+
+    def answer(questions, *options, skip):
+        shutil.copy(root / last.images[0], late / last.images[0])
+        return reads(questions, *options, skip=skip)
+
+    answerer.answer = answer
+    (result,) = evaluate(run, late, tmp_path / "out")
+    assert (result["answered"], result["failed"]) == (24, 0)
 
 
 def test_parts_make_the_whole(run, root, tmp_path, says):

@@ -2,8 +2,8 @@
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
 order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
-of their own: of their names), and the source: the checkpoint and how it was asked. What can be read there is not asked
-again; a file of another source is never changed.
+of their own: of their names and sizes), and the source: the checkpoint and how it was asked. What can be read there is
+not asked again; a file of another source, or with answers to other questions, is never changed.
 
 Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
 first puts these together. What is left of processes that were stopped counts too, however many there were.
@@ -81,7 +81,7 @@ class Asker:
     def open(self, benchmark: Benchmark, part: slice) -> tuple[dict[int, dict], dict[int, dict]]:
         """(What lines say of the questions, by index; the lines of those that need not be asked).
 
-        UserError for a file of another source, and where the benchmark cannot be read.
+        UserError for a file of another source or to other questions, and where the benchmark cannot be read.
         """
         rows = dict(enumerate(self.asked(benchmark, each) for each in self.read(benchmark)))
         if not rows:
@@ -94,7 +94,7 @@ class Asker:
         """By index, of all files."""
         found = {}
         for each in (self.journal(benchmark), *self.parts(benchmark)):
-            found |= each.read(rows, tidy=False)
+            found |= each.read(rows, strict=True)
         return found
 
     def parts(self, benchmark: Benchmark) -> list[Journal]:
@@ -117,13 +117,20 @@ class Asker:
         """What a line says of its question."""
         if isinstance(each, BadRow):
             return {"id": None, "question": None}
-        digest = xxhash.xxh3_64()
-        for piece in (prompt(benchmark, each), *each.images):
+        digest, files = xxhash.xxh3_64(), [image for image in each.images if isinstance(image, str)]
+        for piece in (prompt(benchmark, each), *each.images, *(self.size(file) for file in files)):
             data = piece.encode(errors="surrogatepass") if isinstance(piece, str) else piece
             digest.update(len(data).to_bytes(8, "little") + data)
         return {"id": each.id, "question": digest.hexdigest()}
 
-    def ask(self, benchmark: Benchmark, rows: Mapping[int, dict], todo: Sequence[int]) -> None:
+    def size(self, image: str) -> str:
+        """Of a picture in a file, which other pictures of its name hardly have and every copy has; "" without it."""
+        try:
+            return str((self.root / Root(self.root).spelled(image)).stat().st_size)
+        except OSError:
+            return ""
+
+    def ask(self, benchmark: Benchmark, rows: dict[int, dict], todo: Sequence[int]) -> None:
         """Writes the lines of `todo`, each as soon as it is there; then all in the order of the questions."""
         count, number = jax.process_count(), jax.process_index()
         todo, journal = todo[number::count], self.journal(benchmark, f".part{number}" if count > 1 else "")
@@ -134,6 +141,7 @@ class Asker:
         with tqdm(desc=benchmark.name, **shown, mininterval=1.0, dynamic_ncols=True) as bar:
             for index, each in zip(todo, given, strict=True):
                 read, asked = questions.taken.pop(index)
+                rows[index] = asked  # a picture may have come since
                 if isinstance(read, BadRow):
                     said = {"error": str(read)}
                 else:
