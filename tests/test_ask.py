@@ -12,6 +12,7 @@ import fixtures
 import programs
 from programs import Program, launch
 from test_benchmarks import ROOT
+from trol_jax import version
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
 from trol_jax.evals import ask, runner
@@ -112,12 +113,16 @@ def test_it_goes_on_where_it_was_stopped(run, root, tmp_path, says):
     assert evaluate(run, root, tmp_path)[0]["value"] == result["value"] and not answerer.asked
 
 
-@pytest.mark.parametrize("change", [{"beams": 1}, {"max_new_tokens": 6}, {"cache": "int8"}, {"weight_kind": "int8"}])
-def test_answers_of_other_settings_are_never_mixed(run, root, tmp_path, says, change):
+@pytest.mark.parametrize(
+    "change", [{"beams": 1}, {"max_new_tokens": 6}, {"cache": "int8"}, {"weight_kind": "int8"}, "code"]
+)
+def test_answers_of_other_settings_or_code_are_never_mixed(run, root, tmp_path, says, change, monkeypatch):
     says()
     evaluate(run, root, tmp_path, limit=2)
     before = (tmp_path / "answers" / "pope.jsonl").read_bytes()
-    (stopped,) = evaluate(run, root, tmp_path, limit=2, **change)
+    if change == "code":
+        monkeypatch.setattr(version, "digest", lambda *_: "other")
+    (stopped,) = evaluate(run, root, tmp_path, limit=2, **({} if change == "code" else change))
     assert isinstance(stopped, UserError) and "pope.jsonl holds answers of another measurement" in str(stopped)
     assert (tmp_path / "answers" / "pope.jsonl").read_bytes() == before
 

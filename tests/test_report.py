@@ -12,6 +12,7 @@ from PIL import Image
 
 from programs import Program, launch
 from test_benchmarks import ROOT, write_answers
+from trol_jax import version
 from trol_jax.errors import UserError
 from trol_jax.evals import score
 from trol_jax.evals.report import compare, figures, runs, samples, splits, tables, write
@@ -87,7 +88,7 @@ def test_runs_stand_beside_published_rows(found):
     assert good["POPE"] == "45.8 ± 9.9" and (good["Scoring"], good["Judge"], good["Version"]) == (
         "trol",
         "none",
-        "0.1.0",
+        version.of(version.SCORING),
     )
     assert {good[name] for name in ("SQA-IMG", "MME", "MathVista", "LLaVA-W")} == {tables.DASH}  # llava has no judge
     assert good["MMB"] == "33.3 ± 19.2" and "MMB is mmbench_dev of good-7B, bad, other." in small.notes
@@ -126,7 +127,7 @@ def test_parts_of_benchmarks_stand_side_by_side(found):
     assert {*by_name} >= {"pope", "mmmu", "hallusionbench"} and "llava" not in by_name
     parts = {line.cells[0]: line.cells[1:] for line in by_name["pope"].lines}
     assert parts["popular / tp"][0] == "3" and parts["mean / f1"][:2] == (tables.DASH, tables.DASH)
-    assert "good-7B: scoring trol, judge none, version 0.1.0." in by_name["pope"].notes
+    assert f"good-7B: scoring trol, judge none, version {version.of(version.SCORING)}." in by_name["pope"].notes
     parts = {line.cells[0]: line.cells[1:] for line in by_name["hallusionbench"].lines}
     assert parts["category / VD"][0] == "66.7 ± 19.2 (n 6)"
 

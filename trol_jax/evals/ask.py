@@ -2,8 +2,9 @@
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
 order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
-of their own: of their names and sizes), and the source: the checkpoint and how it was asked. What can be read there is
-not asked again; a file of another source, or with answers to other questions, is never changed.
+of their own: of their names and sizes), and the source: the checkpoint, how it was asked and by which
+code. What can be read there is not asked again; a file of another source, or with answers to other questions, is never
+changed.
 
 Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
 first puts these together. What is left of processes that were stopped counts too, however many there were.
@@ -21,8 +22,7 @@ import jax
 import xxhash
 from tqdm import tqdm
 
-import trol_jax
-from trol_jax import checkpoint, manifest
+from trol_jax import checkpoint, manifest, version
 from trol_jax.errors import UserError
 from trol_jax.evals import score
 from trol_jax.evals.files import BadRow, Root
@@ -68,7 +68,7 @@ class Asker:
     def source(self, benchmark: Benchmark) -> str:
         changed = weights.named(self.weight_kind, self.cache, self.traversal, self.system)
         how = f"{self.decoding}, {self.tokens(benchmark)} tokens{changed}"
-        return f"{manifest.identity(self.step_dir)}, {how}, trol_jax {trol_jax.__version__}"
+        return f"{manifest.identity(self.step_dir)}, {how}, trol_jax {version.of(version.ANSWERING)}"
 
     def read(self, benchmark: Benchmark) -> Iterator[Item | BadRow]:
         """With pictures, a few at a time; those in files of their own are not looked for."""

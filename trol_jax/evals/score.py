@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import trol_jax
-from trol_jax import journal
+from trol_jax import journal, version
 from trol_jax.errors import UserError
 from trol_jax.evals import submit
 from trol_jax.evals.benchmarks import BENCHMARKS
@@ -273,7 +272,7 @@ def measure(
         "judge": judge.name,
         "judge_account": judge.account(),
         "unjudged": unjudged,
-        "version": trol_jax.__version__,
+        "version": version.of(version.SCORING),  # the code that answered is in the source
         "splits": summary.splits,
     }
 
