@@ -106,6 +106,19 @@ def test_a_part_of_the_questions_is_marked_and_judges_are_named():
     assert row(table, "run")["Judge"] == "m (host): MME" and any(note.startswith("*") for note in table.notes)
 
 
+def test_parts_that_are_absent_are_marked_and_named():
+    part = made(visualwebbench=[1], how=dict(absent=["webqa"]))
+    assert tables.value(part.results["visualwebbench"], "") == "50.0 ± 1.0*"
+    assert "run lacks of visualwebbench: webqa." in tables.everything([part]).notes
+
+
+def test_results_without_absent_are_read(tmp_path):
+    (tmp_path / "pope.json").write_text(json.dumps(vars(made(pope=[1]).results["pope"])))
+    text = (tmp_path / "pope.json").read_text().replace(', "absent": []', "")
+    (tmp_path / "pope.json").write_text(text)
+    assert "absent" not in text and runs.read_result(tmp_path / "pope.json").absent == []
+
+
 def test_results_of_two_scorings_are_two_rows():
     mixed = made(pope=[1])
     mixed = dataclasses.replace(mixed, results=mixed.results | made(mme=[1], how=dict(scoring="standard")).results)

@@ -217,6 +217,27 @@ def test_missing_and_failed_answers_are_counted_and_left_out(answers, tmp_path):
     assert counts == {"n": 21, "failed": 1, "missing": 2, "bad_rows": 1}
 
 
+@pytest.mark.parametrize(
+    "name, trol, standard",
+    [
+        ("visualwebbench", ["web_caption", "webqa"], ["web_caption", "webqa"]),
+        ("chartqa", [], ["human"]),  # which the original does not ask
+        ("pope", [], []),
+    ],
+)
+def test_parts_that_a_root_lacks_are_told(tmp_path, name, trol, standard):
+    root = shutil.copytree(ROOT, tmp_path / "root")
+    for task in ("web_caption", "webqa"):
+        shutil.rmtree(root / "VisualWebBench" / task)
+    write_answers(tmp_path / "answers", name)
+    for scoring, absent in (("trol", trol), ("standard", standard)):
+        how = dict(scoring=scoring, bad_rows="skip")
+        (found,) = score.score(root, [name], tmp_path / "answers", tmp_path / "out", **how)
+        assert found["absent"] == absent and json.loads((tmp_path / "out" / f"{name}.json").read_text()) == found
+        assert (f", without {', '.join(absent)} (" in score.report(found)) == bool(absent)
+    assert result(tmp_path / "answers", tmp_path / "out", name, bad_rows="skip")["absent"] == []
+
+
 def test_bad_questions_are_left_out_with_their_answers(answers, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(ROOT / "POPE", root / "POPE")

@@ -121,6 +121,7 @@ def share(samples) -> dict[str, float | int]:
     return {"num": len(scores), "acc": round(sum(scores) / len(scores), 3) if scores else 0}
 
 
+PARTS = {"subject": DOMAIN}
 SCORINGS = {
     "trol": Scoring(
         "choices: the answer is the letter; open: the authors' rules; accuracy, three digits",
@@ -128,12 +129,14 @@ SCORINGS = {
         mark_raw,
         printed,
         first_of_each_id,
+        parts=PARTS,
     ),
     "standard": Scoring(
         "the authors' rules; where no choice is found one is drawn by the question's id; accuracy",
         parse,
         mark,
         accuracy("subject", "domain", "type"),
+        parts=PARTS,
     ),
 }
 BENCHMARK = Benchmark("mmmu", read, SCORINGS)
