@@ -2,7 +2,8 @@
 
 import pytest
 
-from trol_jax.evals.benchmarks import BENCHMARKS
+from trol_jax.evals.benchmarks import BENCHMARKS, mathverse, mm_vet, mmmu
+from trol_jax.evals.files import BadRow, Row
 from trol_jax.evals.items import Item, Sample
 from trol_jax.evals.scoring import mean, over
 
@@ -158,6 +159,23 @@ def test_mathverse_by_version_and_without_text_only():
     values = {name: part["value"] for name, part in result.splits["problem_version"].items()}
     assert values == {"Text Lite": 100, "Vision Only": 50, "Text Only": 100}
     assert summary("mathverse", rows, "trol").value is None
+
+
+def test_choices_of_mathverse_may_have_no_text():
+    assert mathverse.options("Find x.\nChoices:\nA:\nB: \nC:\tp q\nD:5") == {"A": "", "B": "", "C": "p q", "D": "5"}
+
+
+def test_capabilities_of_mm_vet_are_together_in_any_order():
+    items = [Item(0, "", fields={"capability": names}) for names in (["ocr", "math"], ["math", "ocr"], ["ocr"])]
+    splits = mm_vet.summarise([Sample(item, "", 1.0, 1.0) for item in items]).splits
+    assert {name: found["n"] for name, found in splits["capabilities"].items()} == {"math, ocr": 2, "ocr": 1}
+
+
+@pytest.mark.parametrize("text", ["[{[]: 1}]", "[" + "-" * 3000 + "1]", "[" * 9000, "[1", "[f()]", "[\0]"])
+def test_what_is_no_list_of_python_is_a_text_of_mmmu(text):
+    assert mmmu.listed(text) is None and mmmu.golds(Item(0, "", gold=text)) == text
+    with pytest.raises(BadRow, match=r'row 3: "options" is .*, must be a list'):
+        mmmu.literal(Row({}, "file.parquet", 3), text)
 
 
 def test_mathvista_in_normal_form():
