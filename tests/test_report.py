@@ -112,6 +112,11 @@ def test_parts_that_are_absent_are_marked_and_named():
     assert "run lacks of visualwebbench: webqa." in tables.everything([part]).notes
 
 
+def test_it_is_said_that_judges_are_asked_in_other_words_than_the_authors():
+    for title in runs.published()["tables"]:
+        assert "does not compare exactly" in " ".join(tables.paper_table(title, [made(pope=[1])]).notes)
+
+
 def test_results_without_absent_are_read(tmp_path):
     (tmp_path / "pope.json").write_text(json.dumps(vars(made(pope=[1]).results["pope"])))
     text = (tmp_path / "pope.json").read_text().replace(', "absent": []', "")

@@ -67,7 +67,11 @@ def judges(found: dict[str, Result]) -> str:
 
 
 def notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    said = [f"{published()['note']} A run compares with them where its scoring is trol and its judge the paper's."]
+    said = [f"{published()['note']} A run compares with them where its scoring is trol and no judge is needed."]
+    said.append(
+        "Judges are asked in this project's own words, not the authors': what they score does not compare exactly "
+        "with published figures, even of the same judge."
+    )
     said.append(f"{DASH} not measured, or not scored. ± standard error.")
     shown = [(run, name, result) for run in runs for name in names if (result := run.column(name))]
     if any(result.partial for *_, result in shown):
