@@ -188,6 +188,20 @@ def test_parts_make_the_whole(run, root, tmp_path, says):
     assert "--offset=24 leaves out all of its 24 questions" in str(stopped)
 
 
+def test_a_result_of_more_questions_stays(run, root, tmp_path, says):
+    file, answerer = tmp_path / "pope.json", says()
+    assert [evaluate(run, root, tmp_path, limit=10)[0]["answered"] for _ in range(2)] == [10, 10]
+    assert evaluate(run, root, tmp_path, limit=5, offset=10)[0]["answered"] == 5  # of others
+    evaluate(run, root, tmp_path, limit=100)
+    before = file.read_bytes()
+    for part in (dict(limit=2), dict(offset=3), dict(offset=3, limit=2)):
+        (stopped,) = evaluate(run, root, tmp_path, **part)
+        assert str(stopped).startswith(f"pope: {file} is of 24 questions, these") and file.read_bytes() == before
+    assert evaluate(run, root, tmp_path)[0]["answered"] == 24 and len(answerer.asked) == 24
+    file.write_text("[]")
+    assert evaluate(run, root, tmp_path, limit=2)[0]["answered"] == 2
+
+
 def test_what_cannot_be_asked_is_a_line_and_asked_again(run, root, tmp_path, says):
     broken = shutil.copytree(root, tmp_path / "root")
     items = list(BENCHMARKS["pope"].read(Root(root)))

@@ -12,6 +12,7 @@ first puts these together. What is left of processes that were stopped counts to
 
 import dataclasses
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,7 +215,7 @@ def evaluate(
 
     names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. answerer: the checkpoint's,
     where it is loaded. scored: see `score.score_one`. Started again it goes on where it was stopped, and asks again
-    what could not be asked.
+    what could not be asked. A result of more questions stays as it is.
     """
     part = slice(offset, None if limit is None else offset + limit)
     decoding, answers = Decoding(beams=beams), Path(output) / ANSWERS
@@ -224,6 +225,7 @@ def evaluate(
         began = time.monotonic()
         try:
             rows, known = asker.open(benchmark, part)
+            keep_more(Path(output) / f"{benchmark.name}.json", len(rows), part)
         except UserError as error:
             if hosts.is_first():
                 yield UserError(f"{benchmark.name}: {error}")
@@ -242,6 +244,22 @@ def evaluate(
             except UserError as error:
                 yield UserError(f"{benchmark.name}: {error}")
         hosts.meet(f"{benchmark.name}: it is scored", seconds=DAY)  # a judge may take long
+
+
+def keep_more(file: Path, count: int, part: slice) -> None:
+    """UserError if the result there is of the part's questions, of all the `count`, and of more."""
+    try:
+        known = json.loads(file.read_bytes())["settings"]
+        offset, limit = known.get("offset") or 0, known.get("limit")
+        there = range(count)[offset : None if limit is None else offset + limit]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # none, or none of ours
+    here = range(count)[part]
+    if len(here) < len(there) and here[0] in there and here[-1] in there:
+        raise UserError(
+            f"{file} is of {len(there):,} questions, these {len(here):,} among them; choose another --output, "
+            f"or remove it to measure fewer"
+        )
 
 
 def settings_of(asker: Asker, benchmark: Benchmark) -> Mapping[str, Any]:
