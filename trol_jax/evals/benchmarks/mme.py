@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from trol_jax.evals.files import Root, each
+from trol_jax.evals.files import Root, each, readable
 from trol_jax.evals.items import Benchmark, Item, Scoring, Summary
 from trol_jax.evals.parsing import mme_yes_no
 from trol_jax.evals.scoring import equal, first_of_each, grouped
@@ -29,7 +29,7 @@ def read(root: Root):
         if category not in CATEGORIES:
             raise row.bad(f'"category" is {category!r}, must be one of {", ".join(CATEGORIES)}')
         images = (root.picture(row, FOLDER, row.text("image")),)
-        file = number.rpartition("/")[2].partition(".")[0] + ".txt"
+        file = f"{stem(number)}.txt"
         gold = labels(category, file).get(bare(text))
         if gold is None:
             raise row.bad(f"{FOLDER}/{category} has no answer to this question in {file}")
@@ -38,10 +38,16 @@ def read(root: Root):
     return each(root.objects(root.find(f"{FOLDER}/llava_mme.json*")[0]), item)
 
 
+def stem(number: str) -> str:
+    """The name of a picture, without folder and ending, which is that of its text."""
+    name = number.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
+
+
 def read_labels(root: Root, category: str, file: str) -> dict[str, str]:
     """{question: yes or no} of a picture, from the official tree, which has two layouts."""
     for folder in (f"{FOLDER}/{category}/questions_answers_YN", f"{FOLDER}/{category}"):
-        if (root.path / folder / file).is_file():
+        if readable(root.path / folder / file):
             pairs = (line.rpartition("\t") for line in root.read(f"{folder}/{file}").splitlines())
             return {bare(question): gold.strip().lower() for question, _, gold in pairs}
     return {}
