@@ -1,5 +1,8 @@
 """The benchmarks' own definitions, on cases small enough to compute by hand."""
 
+import random
+import statistics
+
 import pytest
 
 from trol_jax.evals.benchmarks import BENCHMARKS, mathverse, mm_vet, mmmu
@@ -49,6 +52,22 @@ def test_pope_counts_by_split():
     assert result.splits["random"] == wanted
     assert result.splits["popular"]["f1"] == 100 and result.value == result.splits["mean"]["f1"] == 75
     assert summary("pope", rows, "trol").value == 75  # the accuracies
+
+
+def test_the_error_of_pope_is_that_of_f1():
+    rng = random.Random(0)
+    rows = [
+        (gold, gold if rng.random() < right else "no", {"category": split, "id": place})
+        for split, right in (("popular", 0.9), ("random", 0.4))
+        for place, gold in enumerate(["yes", "no"] * 300)
+    ]
+    error = summary("pope", rows).error
+    values = []
+    for _ in range(200):  # a bootstrap within the splits
+        drawn = [row for part in (rows[:600], rows[600:]) for row in rng.choices(part, k=600)]
+        values.append(summary("pope", [(*row[:2], row[2] | {"id": i}) for i, row in enumerate(drawn)]).value)
+    assert error == pytest.approx(statistics.stdev(values), rel=0.15)
+    assert summary("pope", [("no", "no", {"category": "random"})] * 3).error == 0
 
 
 def test_mme_pairs_the_questions_of_a_picture():

@@ -128,7 +128,7 @@ class Asker:
         """Of a picture in a file, which other pictures of its name hardly have and every copy has; "" without it."""
         try:
             return str((self.root / Root(self.root).spelled(image)).stat().st_size)
-        except OSError:
+        except (OSError, ValueError):  # of a name that no file can have
             return ""
 
     def ask(self, benchmark: Benchmark, rows: dict[int, dict], todo: Sequence[int]) -> None:
