@@ -12,7 +12,7 @@ import fixtures
 import programs
 from programs import Program, launch
 from test_benchmarks import ROOT
-from trol_jax import version
+from trol_jax import errors, version
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
 from trol_jax.evals import ask, runner
@@ -111,6 +111,23 @@ def test_it_goes_on_where_it_was_stopped(run, root, tmp_path, says):
     assert len(answerer.asked) == 17 and lines(tmp_path)[:7] == before and result["answered"] == 24
     answerer = says()
     assert evaluate(run, root, tmp_path)[0]["value"] == result["value"] and not answerer.asked
+
+
+def test_a_signal_that_was_swallowed_ends_it_all_the_same(run, root, tmp_path, says, monkeypatch):
+    monkeypatch.setattr(errors, "CAUGHT", [])
+    answerer = says()
+    reads = answerer.answer
+
+    def answer(questions, *options, skip):
+        for count, each in enumerate(reads(questions, *options, skip=skip), start=1):
+            if count == 3:  # in what answers, which goes on
+                errors.CAUGHT.append(signal.SIGTERM)
+            yield each
+
+    answerer.answer = answer
+    with pytest.raises(KeyboardInterrupt) as ended:
+        evaluate(run, root, tmp_path)
+    assert ended.value.args == (signal.SIGTERM,) and len(lines(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

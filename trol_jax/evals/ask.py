@@ -24,7 +24,7 @@ import xxhash
 from tqdm import tqdm
 
 from trol_jax import checkpoint, manifest, version
-from trol_jax.errors import UserError
+from trol_jax.errors import UserError, look_for_signals
 from trol_jax.evals import score
 from trol_jax.evals.files import BadRow, Root
 from trol_jax.evals.instructions import IMAGE, INSTRUCTIONS, instruct
@@ -149,6 +149,7 @@ class Asker:
                     said = {"error": f"{read.row}: {each}"} if isinstance(each, UserError) else {"answer": each.text}
                 journal.append([{"index": index, **asked, **said, "source": journal.source}])
                 bar.update()
+                look_for_signals()
         hosts.meet(f"{benchmark.name}: all have asked", seconds=DAY)
         if hosts.is_first():
             self.gather(benchmark, self.lines(benchmark, rows))
