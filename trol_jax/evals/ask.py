@@ -1,10 +1,9 @@
 """Asks a checkpoint the questions of the benchmarks, and scores what it says.
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
-order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
-of their own: of their names and sizes), and the source: the checkpoint, how it was asked and by which
-code. What can be read there is not asked again; a file of another source, or with answers to other questions, is never
-changed.
+order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files of
+their own: of their names and sizes), and the source: the checkpoint, how it was asked and by which code. What can be
+read there is not asked again; a file of another source, or with answers to other questions, is never changed.
 
 Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
 first puts these together. What is left of processes that were stopped counts too, however many there were.
