@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import fixtures
 import programs
 from programs import Program
 from test_ask import root  # noqa: F401
@@ -108,6 +109,30 @@ def test_adapters_over_a_quantised_base_go_on_to_the_bit(whole, tmp_path):
         np.testing.assert_array_equal(again[name], finished[name], err_msg=name)
     line = error_line(run(tmp_path / "new", *lora[1:]))
     assert "config.start_from must name the checkpoint" in line
+
+
+def test_a_base_is_looked_at_each_time_and_may_be_moved(whole, tmp_path):
+    table = '(("decoder/layers/block/.*/kernel", "lora nf4"), ("projector/.*", "train"), (".*", "freeze"))'
+    lora = [f"--config.parameters={table}", "--config.lora.rank=4", "--config.lora.alpha=4.0", "--config.steps=2"]
+    first, moved, workdir = tmp_path / "first", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(whole, first)
+    status, _, err = run(workdir, f"--config.start_from={first}", "--config.checkpoint_every=1", *lora)
+    assert status == 0, err
+    line = error_line(run(tmp_path / "next", f"--config.start_from={workdir}", *lora))
+    assert "config.start_from: " in line and f"launch.merge --checkpoint={workdir}/checkpoints/2" in line
+    shutil.rmtree(workdir / "checkpoints/2")
+    first.rename(moved)
+    line = error_line(run(workdir, f"--config.start_from={whole}/checkpoints/{STEPS - 3}", *lora))
+    assert "holds a run with other settings (config.start_from: " in line
+    fixtures.flip_bytes(checkpoint.resolve(moved))
+    line = error_line(run(workdir, f"--config.start_from={moved}", *lora))
+    assert f"config.start_from: checkpoint {moved}/checkpoints/{STEPS} is damaged: state/" in line
+    shutil.rmtree(moved)
+    shutil.copytree(whole, moved)
+    status, out, err = run(workdir, f"--config.start_from={moved}", *lora)
+    assert status == 0 and "going on from step 1 of 2" in out, err
+    stored = checkpoint.read_json(workdir / "checkpoints/2", "base.json")
+    assert stored["path"] == f"{moved}/checkpoints/{STEPS}"
 
 
 def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path):

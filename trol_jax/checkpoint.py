@@ -225,7 +225,7 @@ class Checkpoints:
 def restore(path: str | os.PathLike, abstract_state: Any) -> Restored:
     """As `Checkpoints.restore`, from any path that `resolve` takes."""
     step_dir = resolve(path)
-    _require_sound(step_dir)
+    require_sound(step_dir)
     state = _read_arrays(step_dir, abstract_state)
     data_state, config = (json.loads((step_dir / name).read_bytes()) for name in (DATA, CONFIG))
     return Restored(manifest.read(step_dir)["step"], state, data_state, config)
@@ -260,7 +260,7 @@ def stored_params(step_dir: str | os.PathLike, abstract_params: Any) -> dict[str
 
 def arrays_in(step_dir: str | os.PathLike, within: str = "") -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the arrays whose names begin with `within`, which is cut off; after all checksums agree."""
-    _require_sound(Path(step_dir))
+    require_sound(step_dir)
     return {
         name.removeprefix(within): jax.ShapeDtypeStruct(array["shape"], array["dtype"])
         for name, array in manifest.read(step_dir)["arrays"].items()
@@ -279,7 +279,7 @@ def open_array(step_dir: str | os.PathLike, name: str) -> tensorstore.TensorStor
 
 def read_file(step_dir: str | os.PathLike, name: str) -> bytes:
     """A file stored beside the arrays, such as the tokenizer, checked on its own."""
-    _require_sound(Path(step_dir), only=[name])
+    require_sound(step_dir, only=[name])
     return (Path(step_dir) / name).read_bytes()
 
 
@@ -362,8 +362,9 @@ def lock(directory: Path, shown: Path | None = None) -> int:
     return descriptor
 
 
-def _require_sound(step_dir: Path, only: list[str] | None = None) -> None:
-    step_dir = step_dir.absolute()
+def require_sound(step_dir: str | os.PathLike, only: list[str] | None = None) -> None:
+    """UserError unless all checksums agree, of the manifest and the files `only`, by default all."""
+    step_dir = Path(step_dir).absolute()
     problems = verify(step_dir, only)
     if not problems:
         return

@@ -126,6 +126,7 @@ def graft(tower: Path, options: ModelOptions, seed: int, folder: Path) -> None:
         return
     origin = checkpoint.resolve(tower)
     loop.require_finished(origin, str(tower))
+    checkpoint.require_sound(origin)
     here = saved.read(origin)
     model = model_config(options, here.model.decoder.vocab, here.model.image_token)
     params = flatten_dict(nn.unbox(init_params(TroL(model), jax.random.key(seed))), sep="/")

@@ -48,6 +48,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
             tell(f"checkpoint {path} is damaged and is left alone until its step is saved again: {problems[0]}")
         newest = newest or checkpoint.resolve(workdir)  # whose reading will tell that none is sound
         this = saved.read(newest)
+        with about_start_from():
+            this = where_its_base_is(this, config.start_from)
         require_same_settings(this.settings, config, workdir)
     elif config.start_from:
         with about_start_from():
@@ -86,6 +88,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
             step, state = 0, program.fresh()
         with about_start_from():
             base = this.base and this.base.find()
+            if base and begun:  # what a run starts with has been looked at
+                checkpoint.require_sound(base)
             frozen = parameters.load_frozen(base, program.treatments, program.frozen, program.dtype)
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
         heart = stack.enter_context((watch.Heartbeat if first else watch.Silent)(workdir, step, config.steps))
@@ -175,12 +179,22 @@ def require_finished(origin: pathlib.Path, path: str) -> None:
 
 def starting_point(path: pathlib.Path, options: config_lib.ModelOptions) -> saved.Saved:
     """Model and tokeniser of another run, or of converted weights, with this run's own gates and passes."""
-    origin = saved.read(path)
+    origin = saved.read_whole(path)
     if origin.tokenizer is None:
         raise UserError(f"{path} has no tokeniser; convert a folder that has one")
     if origin.model.name in VARIANTS and origin.model.name != options.variant:
         raise UserError(f"{path} is a {origin.model.name}, and config.model.variant is {options.variant}")
     return dataclasses.replace(origin, model=config_lib.with_options(origin.model, options))
+
+
+def where_its_base_is(this: saved.Saved, start_from: str) -> saved.Saved:
+    """A base that was moved is known by its content: start_from may name another place where that is."""
+    if this.base is None or start_from == this.settings.start_from:
+        return this
+    base = saved.Base.of(checkpoint.resolve(start_from))
+    if base.identity != this.base.identity:
+        return this
+    return dataclasses.replace(this, base=base, settings=dataclasses.replace(this.settings, start_from=start_from))
 
 
 def require_same_settings(
