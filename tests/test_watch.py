@@ -1,8 +1,10 @@
 """What keeps a long run going, and what tells of it: bad steps, passing failures, notices, heartbeat."""
 
+import dataclasses
 import errno
 import http.server
 import json
+import math
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+import fixtures
 from trol_jax import checkpoint
 from trol_jax.data.images import load_image
 from trol_jax.data.mixture import HeldOut, Rest
@@ -30,24 +33,33 @@ from trol_jax.train.metrics import Metrics
 # ---------------------------------------------------------------------- bad steps
 @pytest.fixture(scope="module")
 def toy():
-    """One step of a "model" whose loss is the square of its parameter, times what the batch says."""
+    """A step by `skip_norm` of a "model" whose loss is the square of its parameter, times what the batch says."""
     step.OBJECTIVES["toy"] = lambda model, params, batch, rng, z_loss: {
         "loss": (jnp.sum(batch["times"] * params["w"] ** 2), jnp.float32(1))
     }
     adam = optax.adam(0.1)
-    run = step.make_train_step(None, adam, optax.constant_schedule(0.1), objective="toy", skip_norm=10.0)
-    yield step.init_state({"w": jnp.ones(3)}, adam), jax.jit(run)
+    made = dict(objective="toy", skip_norm=10.0), dict(objective="toy", skip_norm=math.inf)
+    runs = {each["skip_norm"]: jax.jit(step.make_train_step(None, adam, lambda _: 0.1, **each)) for each in made}
+    yield step.init_state({"w": jnp.ones(3)}, adam), runs
     del step.OBJECTIVES["toy"]
 
 
-@pytest.mark.parametrize(("times", "good"), [(1.0, True), (100.0, False), (float("nan"), False)])
-def test_a_bad_gradient_changes_nothing(toy, times, good):
-    state, run = toy
-    new, metrics = run(state, {}, {"times": jnp.float32(times)})
+@pytest.mark.parametrize("skip_norm", [10.0, math.inf])
+@pytest.mark.parametrize("times", [1.0, 100.0, 1e25, math.inf, math.nan])  # the square of the third overflows
+def test_a_bad_gradient_changes_nothing(toy, skip_norm, times):
+    state, runs = toy
+    good = times == 1 or (times == 100 and skip_norm == math.inf)
+    new, metrics = runs[skip_norm](state, {}, {"times": jnp.float32(times)})
     assert metrics["skipped"] == (0 if good else 1)
     assert new.step == 1 and new.opt_state[0].count == 1
     for now, before in [(new.params["w"], state.params["w"]), (new.opt_state[0].mu["w"], state.opt_state[0].mu["w"])]:
         assert bool((now == before).all()) != good
+
+
+def test_a_longest_gradient_holds_without_skips_too():
+    for skips, skip_norm, longest in ((0, 0.0, None), (3, 0.0, math.inf), (3, 5.0, 5.0), (0, 5.0, 5.0)):
+        options = fixtures.run_config().optimizer
+        assert dataclasses.replace(options, skips=skips, skip_norm=skip_norm).longest() == longest
 
 
 def values(loss=1.0, norm=1.0, skipped=0.0):
@@ -64,7 +76,7 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path):
         assert told[0] == "step 1 is left out: loss nan, grad_norm nan, lr 0.10000000149011612" and len(told) == 4
         guard.next(6, bad)
         with pytest.raises(
-            Diverged, match=r"3 bad steps in a row, and config\.optimizer\.skips is 2; the last is step 6"
+            Diverged, match=r"bad steps in a row: 3, and config\.optimizer\.skips is 2; the last is step 6"
         ):
             guard.now()
         strict = Guard(0, checkpoints, told.append)
