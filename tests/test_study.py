@@ -103,7 +103,7 @@ def test_unknown_studies_and_rows_are_named(flags, message):
 
 
 def test_a_study_that_is_stopped_measures_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(grid.loop, "train", lambda config, run: config.steps - 1)
+    monkeypatch.setattr(grid.loop, "train", lambda config, run: False)
     monkeypatch.setattr(grid.runner, "evaluate", None)
     with fixtures.nano_variants(), pytest.raises(SystemExit) as stopped:
         next(grid.measure(rows(), fixtures.save_run(tmp_path / "tower"), tmp_path / "study", seeds=1))

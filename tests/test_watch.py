@@ -1,5 +1,6 @@
 """What keeps a long run going, and what tells of it: bad steps, passing failures, notices, heartbeat."""
 
+import contextlib
 import dataclasses
 import errno
 import http.server
@@ -17,6 +18,7 @@ import optax
 import pytest
 
 import fixtures
+from test_benchmarks import ROOT
 from trol_jax import checkpoint
 from trol_jax.data.images import load_image
 from trol_jax.data.mixture import HeldOut, Rest
@@ -24,7 +26,8 @@ from trol_jax.data.pipeline import Restarting
 from trol_jax.errors import Diverged, UserError
 from trol_jax.ops.losses import next_token_loss
 from trol_jax.retry import retry
-from trol_jax.train import loop, optimizer, step, watch
+from trol_jax.train import evaluation, loop, optimizer, step, watch
+from trol_jax.train.config import EvaluationOptions
 from trol_jax.train.evaluation import keep_best
 from trol_jax.train.guard import Guard
 from trol_jax.train.metrics import Metrics
@@ -203,12 +206,38 @@ def test_the_best_checkpoint_stays(tmp_path):
             keep_best("held_out/loss", number, {"held_out/loss": loss}, checkpoints)
         assert checkpoints.all_steps() == [2, 4]
         assert checkpoint.resolve(tmp_path / "best") == directory / "2" and checkpoint.resolve(tmp_path).name == "4"
-        for number, value in ((4, 9.0), (2, 9.0), (2, 8.0)):
+        checkpoints.keep_best({"step": 2, "metric": "pope", "value": math.nan})
+        for number, value in ((2, math.inf), (4, math.nan), (4, 9.0), (2, 9.0), (2, 8.0), (2, math.nan)):
             keep_best("pope", number, {"pope": value}, checkpoints)
         assert checkpoint.read_best(directory) == {"step": 4, "metric": "pope", "value": 9.0}
     (directory / checkpoint.BEST).write_text("{")
     with pytest.raises(UserError, match="no checkpoint at"):
         checkpoint.resolve(tmp_path / "best")
+
+
+@pytest.mark.parametrize(
+    ("name", "scored"), [("mm-vet", False), ("vqav2", False), ("mathvista", False), ("pope", True)]
+)
+def test_the_best_is_a_benchmark_that_has_a_value(name, scored, tmp_path):
+    options = EvaluationOptions(every=1, benchmarks=(name,), root=str(ROOT), best=name)
+    made = evaluation.Evaluation(fixtures.run_config(evaluation=options), tmp_path, None, None, print)
+    said = rf"config\.evaluation\.best is {name}, which has no value while a run trains \("
+    with contextlib.nullcontext() if scored else pytest.raises(UserError, match=said):
+        made.check()
+
+
+def test_questions_are_left_between_two_answers(monkeypatch):
+    def look():
+        if len(given) == 2:
+            raise evaluation.Interrupted
+
+    given = []
+    monkeypatch.setattr(evaluation.Answerer, "answer", lambda self, questions: iter(questions))
+    answerer = evaluation.Watched(None, {}, None, "", look=look)
+    with pytest.raises(evaluation.Interrupted):
+        for each in answerer.answer([1, 2, 3]):
+            given.append(each)
+    assert given == [1, 2]
 
 
 # ---------------------------------------------------------------------- notices
@@ -254,6 +283,12 @@ def test_the_heartbeat_says_how_it_ended(tmp_path):
         heart.beat("training", 5)  # too soon
         assert (read()["state"], read()["step"], read()["steps"]) == ("training", 4, 9)
     assert (read()["state"], read()["step"]) == ("stopped", 5)
+    with watch.Heartbeat(tmp_path, 9, 9) as heart:
+        heart.beat("evaluating", 9)
+    assert read()["state"] == "stopped"  # in the midst of it
+    with watch.Heartbeat(tmp_path, 9, 9) as heart:
+        heart.beat("done", 9)
+    assert read()["state"] == "done"
     with pytest.raises(UserError), watch.Heartbeat(tmp_path, 3, 9):
         raise UserError("no\n  room")
     assert read()["error"] == "UserError: no room" and read()["state"] == "failed"

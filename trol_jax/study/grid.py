@@ -86,7 +86,7 @@ def measure(
 
 def train(config: RunConfig, run: Path) -> None:
     """To the end. Told to stop, it ends the program as launch.train does."""
-    if loop.train(config, run) < config.steps:
+    if not loop.train(config, run):
         sys.exit(STOPPED)
 
 

@@ -20,15 +20,15 @@ from trol_jax.sharding import hosts
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import config as config_lib
 from trol_jax.train import parameters, watch
-from trol_jax.train.evaluation import Evaluation, keep_best
+from trol_jax.train.evaluation import Evaluation, Interrupted, keep_best
 from trol_jax.train.feed import Feed
 from trol_jax.train.guard import Guard
 from trol_jax.train.metrics import Metrics, Silent
 from trol_jax.train.program import Program
 
 
-def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_steps: tuple[int, ...] = ()) -> int:
-    """Train to `config.steps`, or go on from the newest sound checkpoint under `workdir`. Returns the steps done.
+def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_steps: tuple[int, ...] = ()) -> bool:
+    """Train to `config.steps`, or go on from the newest sound checkpoint under `workdir`. Returns whether all is done.
 
     On SIGTERM, or when the cloud takes the machine away, it saves and returns early. profile_steps: the first and the
     last of those whose times are recorded. UserError for bad settings, bad data and a full disk; Diverged when a loss
@@ -75,9 +75,9 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
         batches = stack.enter_context(Feed(config, tokenizer, program, config.batch_size))
         if begun:
             step, state, data_state, _ = checkpoint.restore(newest, program.state)
-            if step >= config.steps:
+            if step >= config.steps and not evaluation.left(step):
                 tell(f"already trained to step {step}; remove {workdir} to start anew")
-                return step
+                return True
             batches.set_state(data_state)
             tell(f"going on from step {step} of {config.steps}")
         elif config.start_from:
@@ -110,16 +110,24 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
             save()
             checkpoints.wait()
 
+        def look() -> None:
+            heart.beat("evaluating", step)
+            if stop:
+                raise Interrupted
+
         def evaluate() -> None:
             patient(checkpoints.wait, again=settle, tell=metrics.tell)
             heart.beat("evaluating", step)
-            with jax.transfer_guard("allow"):
-                values = evaluation(checkpoints.directory / str(step), state.params, frozen)
+            try:
+                with jax.transfer_guard("allow"):
+                    values = evaluation(checkpoints.directory / str(step), state.params, frozen, look)
+            except Interrupted:  # the same command does it again
+                return
             keep_best(config.evaluation.best, step, values, checkpoints)
             metrics.write(step, values)
 
         # -------------------------------------------------------------- the loop
-        if begun and evaluation.due(step) and not evaluation.done(step):  # it was ended in the middle of it
+        if begun and evaluation.left(step):  # it was ended in the middle of it
             evaluate()
         stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
         last_saved, began = step, time.monotonic()
@@ -150,10 +158,12 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
         if last_saved < step:
             patient(save, again=save, tell=metrics.tell)
         patient(checkpoints.wait, again=settle, tell=metrics.tell)
-        heart.beat("training", step)
+        complete = step == config.steps and not (stop and evaluation.left(step))
+        if complete:
+            heart.beat("done", step)
     if stop:
         tell(f"stopped by {stop[0]} after step {step} of {config.steps}; saved: the same command goes on from here")
-    return step
+    return complete
 
 
 def patient(call: Callable[[], None], again: Callable[[], None], tell: Callable[[str], None]) -> None:
