@@ -134,6 +134,7 @@ def test_the_quickstart_starts_from_its_tower():
         ("model.traversal.decode", "no", r"config\.model\.traversal\.decode is 'no', must be of type bool"),
         ("model.passes", 0, r"config\.model\.passes is 0"),
         ("seed", -1, r"config\.seed is -1, must be at least 0"),
+        ("seed", 2**32, r"config\.seed is 4294967296, must be at least 0 and less than 2\*\*32"),
         (
             "optimizer",
             values()["optimizer"] | {"lr": float("nan")},

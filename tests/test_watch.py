@@ -100,6 +100,13 @@ def test_z_loss_is_the_square_of_the_logarithm_of_the_denominator():
         assert z - plain == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_run_is_longer_than_its_warm_up():
+    options = dataclasses.replace(fixtures.run_config().optimizer, warmup=9)
+    optimizer.make_schedule(options, 9)
+    with pytest.raises(UserError, match=r"config\.optimizer\.warmup is 9, must not be more than config\.steps, 8"):
+        optimizer.make_schedule(options, 8)
+
+
 def test_some_parameters_have_rates_of_their_own():
     rates = ((".*gate.*", 10.0), ("b", 0))
     options = optimizer.OptimizerOptions(
@@ -308,6 +315,19 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
     assert options["project"] == "trol" and options["config"] == {"seed": 1} and options["resume"] == "allow"
     assert options["id"].startswith(f"{tmp_path.name}-") and status == 0
     assert logged == (1, {"loss": 1.0, "gate_mean/0": 0.5, "gate_mean/1": 0.25})
+    told = []
+    run.log = run.finish = fails = lambda *_, **__: failing(1)(None)
+    with Metrics(tmp_path, 0, 9, "trol") as metrics:
+        metrics.tell = told.append
+        for number in (1, 2):
+            metrics.write(number, {"loss": 1.0})
+    assert told == ["Weights & Biases takes no metrics (OSError: [Errno 5] away); the run goes on, and has them itself"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    fake.init = fails
+    with pytest.raises(
+        UserError, match=r"^config\.wandb: trol cannot be opened: OSError: \[Errno 5\] away; wandb login"
+    ):
+        Metrics(tmp_path, 0, 9, "trol")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb is not installed: pip install wandb"):
         Metrics(tmp_path, 0, 9, "trol")

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,13 +63,14 @@ class Checkpoints:
     """The checkpoints of one run, for the process that writes them. Readers need only the functions below.
 
     `keep` steps stay on disk, and the best. Leftovers of a killed run are removed at once. Close it, or use `with`.
+    damaged: steps that do not count among them; they stay until they are saved again.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3, damaged: Collection[int] = ()):
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must stay")
         self.directory = Path(directory).absolute()
-        self.keep = keep
+        self.keep, self.damaged = keep, set(damaged)
         self._written = threading.Event()  # nothing is being written; an interrupted join would forget its thread
         self._written.set()
         self._error: UserError | None = None
@@ -197,7 +198,8 @@ class Checkpoints:
         manifest.sync(self.directory)
         # After a return to an earlier step there may be higher ones: what was just written stays in any case.
         best = (read_best(self.directory) or {}).get("step")
-        others = [other for other in self.all_steps() if other not in (step, best)]
+        self.damaged.discard(step)
+        others = [other for other in self.all_steps() if other not in (step, best, *self.damaged)]
         doomed += [self._set_aside(old) for old in others[: max(0, len(others) + 1 - self.keep)]]
         for path in doomed:
             shutil.rmtree(path)

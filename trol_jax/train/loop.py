@@ -41,6 +41,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
     layout = Layout.make(config.mesh, config.rules)
     first = hosts.is_first()
     tell = print if first else lambda _: None
+    damaged = {}
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
         newest, damaged = checkpoint.newest_sound(workdir / checkpoint.CHECKPOINTS)
@@ -91,7 +92,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
             if base and begun:  # what a run starts with has been looked at
                 checkpoint.require_sound(base)
             frozen = parameters.load_frozen(base, program.treatments, program.frozen, program.dtype)
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
+        kept = dict(keep=config.keep, damaged=[int(path.name) for path in damaged])
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, **kept))
         heart = stack.enter_context((watch.Heartbeat if first else watch.Silent)(workdir, step, config.steps))
         metrics = stack.enter_context(
             (Metrics if first else Silent)(workdir, step, config.steps, config.wandb, settings)
