@@ -127,6 +127,7 @@ def test_a_base_is_looked_at_each_time_and_may_be_moved(whole, tmp_path):
     fixtures.flip_bytes(checkpoint.resolve(moved))
     line = error_line(run(workdir, f"--config.start_from={moved}", *lora))
     assert f"config.start_from: checkpoint {moved}/checkpoints/{STEPS} is damaged: state/" in line
+    assert "bring back a copy" in line
     shutil.rmtree(moved)
     shutil.copytree(whole, moved)
     status, out, err = run(workdir, f"--config.start_from={moved}", *lora)

@@ -34,6 +34,15 @@ class Base:
             raise UserError(f"{step_dir} is {found}; the run began with {self.identity}: bring that back")
         return step_dir
 
+    def find_sound(self) -> Path:
+        """The same, after all checksums agree."""
+        step_dir = self.find()
+        if problems := manifest.verify(step_dir):
+            raise UserError(
+                f"checkpoint {step_dir} is damaged: {problems[0]}; the run needs this very one: bring back a copy"
+            )
+        return step_dir
+
 
 @dataclasses.dataclass(frozen=True)
 class Saved:

@@ -88,9 +88,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
         else:
             step, state = 0, program.fresh()
         with about_start_from():
-            base = this.base and this.base.find()
-            if base and begun:  # what a run starts with has been looked at
-                checkpoint.require_sound(base)
+            base = this.base and (this.base.find_sound() if begun else this.base.find())  # `load` verified it
             frozen = parameters.load_frozen(base, program.treatments, program.frozen, program.dtype)
         kept = dict(keep=config.keep, damaged=[int(path.name) for path in damaged])
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, **kept))
