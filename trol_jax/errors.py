@@ -10,6 +10,10 @@ class UserError(ValueError):
     status = 2
 
 
+class StorageError(UserError):
+    """Files that cannot be had now, whatever is in them: no sample is bad for that, and none is left out."""
+
+
 class Diverged(UserError):
     """Training that came to nothing: started again it would do so again."""
 
