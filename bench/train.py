@@ -5,8 +5,7 @@
 
 The config says what is trained and how (`--config.KEY=VALUE` as in launch.train); it needs no checkpoint and, but for
 --pipeline, no data. FLOPs are those that the step asks for: forward, backward as far as what is trained needs it, both
-passes of every layer; not what is computed again to save memory, nor what fills the loss's pieces up. Attention counts
-whole squares.
+passes of every layer; not what is computed again to save memory. Attention counts whole squares.
 """
 
 import dataclasses
@@ -103,11 +102,8 @@ def asked_flops(program: Program, batch: dict, length: int) -> int:
     """See above; as traced."""
     plain = Program(dataclasses.replace(program.config, remat="none"), program.model.config, program.model.layout)
     traced = cost.traced(jax.make_jaxpr(plain.function)(program.state, program.frozen, batch))
-    if program.config.objective == "words":
-        return traced
-    sizes, products = program.model.config, 2 + program.treatments["decoder/head/kernel"].trained
-    extra = cost.loss_again(sizes, length) + cost.loss_filling(sizes, length, products)
-    return traced - program.config.batch_size * extra
+    again = cost.loss_again(program.model.config, length) if program.config.objective != "words" else 0
+    return traced - program.config.batch_size * again
 
 
 def pipeline_rate(program: Program, tokenizer: Tokenizer) -> float:

@@ -87,15 +87,6 @@ def loss_again(config: ModelConfig, tokens: int, chunk: int = 512) -> int:
     return 2 * pieces * -(-(tokens - 1) // pieces) * config.decoder.width * config.decoder.vocab
 
 
-def loss_filling(config: ModelConfig, tokens: int, products: int, chunk: int = 512) -> int:
-    """FLOPs of a row's tokens that only fill up the last of the loss's pieces, in as many products with the head; those
-    that are computed again are in `loss_again`.
-    """
-    chunks = -(-(tokens - 1) // chunk)
-    filling = chunks * chunk - (tokens - 1) if chunks > 1 else 0
-    return products * 2 * filling * config.decoder.width * config.decoder.vocab
-
-
 def _tower(v: VisionConfig) -> int:
     tokens = 1 + v.patches
     layer = 2 * tokens * (4 * v.width**2 + 2 * v.width * v.hidden) + 4 * tokens**2 * v.width
