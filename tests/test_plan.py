@@ -172,8 +172,8 @@ def test_a_loss_in_pieces_asks_for_what_a_whole_one_does(head_is_trained):
         loss = lambda x, head: next_token_loss(x, head, ids.astype(int), ids == 0, chunk)[0]  # noqa: E731
         return cost.traced(jax.make_jaxpr(jax.grad(loss, (0, 1) if head_is_trained else 0))(x, head))
 
-    products = 2 + head_is_trained
-    assert traced(512) - cost.loss_again(config, tokens) == traced(tokens) == products * 2 * (tokens - 1) * width * vocab
+    asked = (2 + head_is_trained) * 2 * (tokens - 1) * width * vocab
+    assert traced(512) - cost.loss_again(config, tokens) == traced(tokens) == asked
 
 
 def test_traced_flops_count_scans_and_branches():
