@@ -1,4 +1,4 @@
-"""TroL-3.8B: projector and gates (step 1), then the language model by QLoRA over a base in int8 (step 2).
+r"""TroL-3.8B: projector and gates (step 1), then the language model by QLoRA over a base in int8 (step 2).
 
     python -m launch.convert --to=jax --src=Mini-InternVL-Chat-4B-V1-5 --dst=runs/trol_3_8b_base
     python -m launch.train --config=configs/trol_3_8b.py:step1 --workdir=runs/trol_3_8b_step1
@@ -6,7 +6,14 @@
     python -m launch.train --config=configs/trol_3_8b.py:step2 --workdir=runs/trol_3_8b_step2
     python -m launch.merge --checkpoint=runs/trol_3_8b_step2 --dst=runs/trol_3_8b
 
-on one host; on several, each starts the same commands with --distributed (`launch/cluster/`). The data lies in `data`.
+on one host of 8 devices. On a pod of 64 chips, each host starts the two trainings so (`launch/cluster/`):
+
+    python -m launch.train --config=configs/trol_3_8b.py:step1 --workdir=runs/trol_3_8b_step1 \
+        --config.accumulation=3 --distributed
+    python -m launch.train --config=configs/trol_3_8b.py:step2 --workdir=runs/trol_3_8b_step2 \
+        --config.accumulation=3 --distributed
+
+192 / accumulation, the rows of a micro-batch, must be a multiple of the devices. The data lies in `data`.
 `:step2,lora` keeps the base in bfloat16, `:step2,full` trains the language model itself. For what is decided here and
 why, see `recipe.py`.
 

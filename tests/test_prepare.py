@@ -21,7 +21,7 @@ from trol_jax.data.images import load_image
 from trol_jax.data.paths import resolve
 from trol_jax.data.sources import open_sources
 from trol_jax.data.sources.sample import Sample
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 FOLDER = f"{tfds.NAME}/{tfds.VERSION}"
 
@@ -245,6 +245,22 @@ def test_damage_is_named(output, tmp_path):
     (folder / tfds.INFO).write_text("{}")
     with pytest.raises(UserError, match=r"dataset_info\.json does not describe a dataset"):
         prepared.open_prepared(folder)
+
+
+def test_prepared_data_that_fails_for_a_moment_is_read_again(output, monkeypatch):
+    source = prepared.open_prepared(prepared.find(output), ["mathplus"])["mathplus"]
+
+    class Stale:
+        def __getitem__(self, index):
+            raise RuntimeError("pread() failed: Stale file handle; reading shard; at byte 0")
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    good, source._records = source[1], Stale()
+    assert source[1] == good
+    monkeypatch.setattr(prepared, "ArrayRecordDataSource", lambda _: Stale())
+    source._records = Stale()
+    with pytest.raises(StorageError, match=r"mathplus.*, record 1, cannot be read: .*Stale file handle"):
+        source[1]
 
 
 def test_prepared_data_names_no_file_beyond_its_folder(output, tmp_path):

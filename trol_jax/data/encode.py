@@ -21,7 +21,7 @@ HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON may hold one a
 class Fault(UserError):
     """Why training cannot use a conversation. kind: of `check.KINDS`."""
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, message: str, kind: str = ""):
         super().__init__(message)
         self.kind = kind
 
@@ -67,7 +67,7 @@ class SampleEncoder:
         try:
             return self._encode(sample)
         except UserError as error:
-            raise UserError(f"sample {sample.id} of {sample.source}: {error}") from None
+            raise type(error)(f"sample {sample.id} of {sample.source}: {error}") from error
 
     def _encode(self, sample: Sample) -> Encoded:
         for fault in faults(sample):
@@ -115,10 +115,10 @@ def faults(sample: Sample) -> Iterator[Fault]:
         return
     marks = sum(question.count(IMAGE) for question, _ in pairs)
     if marks != len(sample.pictures):
-        yield Fault("marks", f"{marks} marks {IMAGE} in the questions, {len(sample.pictures)} pictures")
+        yield Fault(f"{marks} marks {IMAGE} in the questions, {len(sample.pictures)} pictures", "marks")
     if half := next(filter(None, map(HALF.search, itertools.chain(*pairs))), None):
         around = half.string[max(0, half.start() - 30) : half.end() + 30]
-        yield Fault("surrogate", f"{half[0]!a} in {around!r} is half of a surrogate pair; write the whole character")
+        yield Fault(f"{half[0]!a} in {around!r} is half of a surrogate pair; write the whole character", "surrogate")
 
 
 def paired(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -128,10 +128,10 @@ def paired(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     for number, (role, _) in enumerate(turns):
         if role != (USER, ASSISTANT)[number % 2]:
             message = f"turn {number + 1} is by the {role}; they must alternate and begin with the {USER}"
-            raise Fault("roles", message)
+            raise Fault(message, "roles")
     pairs = [(question, answer) for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=False)]
     if not any(answer.strip() for _, answer in pairs):
-        raise Fault("no answer", "no answer has text")
+        raise Fault("no answer has text", "no answer")
     return pairs
 
 

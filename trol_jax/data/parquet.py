@@ -14,7 +14,8 @@ import pyarrow.parquet
 
 from trol_jax.data.index import places, stamp, writing
 from trol_jax.data.records import check_index
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
+from trol_jax.retry import may_pass, retry
 
 GROUPS = 4  # row groups that are kept decoded, of each file in each process
 LARGEST = 1 << 18  # bytes of a decoded group; a file with larger ones is copied once,
@@ -75,11 +76,18 @@ class ParquetRecords:
 
     def _decode(self, group: int) -> pyarrow.Table:
         with self._explained("", f", rows {self._firsts[group]} to {self._firsts[group + 1] - 1}"):
+            return retry(self._read, group)
+
+    def _read(self, group: int) -> pyarrow.Table:
+        try:
             if self._file is None:
                 if stamp(self.path) != self._stamp:
-                    raise UserError(f"{self.path} has changed since this program began; start it again")
+                    raise StorageError(f"{self.path} has changed since this program began; start it again")
                 self._file = pyarrow.parquet.ParquetFile(self._copy)
             return self._file.read_row_group(group, self._columns, use_threads=False)
+        except OSError:
+            self._file = None  # a handle that is stale stays so: the next attempt takes a new one
+            raise
 
     @contextlib.contextmanager
     def _explained(self, how: str, where: str = "") -> Iterator[None]:
@@ -88,7 +96,10 @@ class ParquetRecords:
         except UserError:
             raise
         except Exception as error:  # of pyarrow and of values: text that is not UTF-8, dates that Python does not have
-            raise UserError(f"{self.path}{where} cannot be read{how}: {_line(error)}; copy the file again") from error
+            said = f"{self.path}{where} cannot be read{how}: {_line(error)}"
+            if may_pass(error) or isinstance(error, FileNotFoundError):
+                raise StorageError(said) from error
+            raise UserError(f"{said}; copy the file again") from error
 
     def _file_with_small_groups(self) -> str:
         with self._explained(" as parquet"):

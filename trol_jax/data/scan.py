@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 BLOCK = 1 << 19  # bytes read at once; the arrays made of a block this small stay in the processor's cache
 MAX_ROW = 64 << 20  # a row that seems longer lacks a quote or a bracket
@@ -25,11 +25,11 @@ Row = tuple[int, int, bytes]
 def rows(path: str) -> Iterator[Row]:
     """Rows of a JSON array of objects (.json) or of JSON lines (.jsonl). UserError names the byte where it breaks."""
     scan = lines if path.endswith(".jsonl") else array
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
             yield from scan(file, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}; copy the file again") from error
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def lines(file: BinaryIO, name: str) -> Iterator[Row]:

@@ -22,11 +22,20 @@ class OptimizerOptions:
     b2: float
     rates: tuple = ()  # ((regular expression, factor), ...): by what the rate of the parameters so named is multiplied
     skips: int = 0  # bad steps in a row that are left out before the run ends; 0 = the first one ends it
-    skip_norm: float = 0.0  # a step is bad if its gradient is longer than this; 0 = if it is not finite
+    skip_norm: float = 0.0  # a step is bad if its gradient is longer than this; 0 = only if it is not finite
+
+    def longest(self) -> float | None:
+        """Gradient of a step that is not bad; None where no step is looked at before it counts."""
+        return (self.skip_norm or math.inf) if self.skips or self.skip_norm else None
 
 
 def make_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
-    """Step -> learning rate: 0 to `lr` in `warmup` steps, then a cosine that reaches `lr_end` at `steps`."""
+    """Step -> learning rate: 0 to `lr` in `warmup` steps, then a cosine that reaches `lr_end` at `steps`.
+
+    UserError where the run ends before the rate has risen.
+    """
+    if options.warmup > steps:
+        raise UserError(f"config.optimizer.warmup is {options.warmup}, must not be more than config.steps, {steps}")
     return optax.warmup_cosine_decay_schedule(
         0.0, options.lr, options.warmup, max(steps, options.warmup + 1), options.lr_end
     )
