@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import hashlib
 import json
 import shutil
 import time
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from PIL import Image
 
 import fixtures
@@ -30,6 +32,7 @@ from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import StorageError, UserError
 from trol_jax.ops.losses import next_token_loss
 from trol_jax.train import config as config_lib
+from trol_jax.train.feed import Feed
 from trol_jax.train.loop import train
 
 SHAPE = Rows(rows=4, length=512, tiles=12, image_size=16)
@@ -207,6 +210,29 @@ def test_a_picture_of_another_size_than_its_header_says_fails_or_is_broken(root,
         next(packer)
     with Packer(samples, encoder(root, "phi3"), SHAPE, bad="skip") as packer:
         assert not next(packer)["loss_mask"].any() and packer.counts["bad"] > 0
+
+
+def test_processes_that_leave_out_other_samples_end_the_run(root, tmp_path, monkeypatch):
+    shutil.copytree(root, tmp_path / "other")
+    (tmp_path / "other/imgs/DUE_Benchmark/DocVQA/1.png").unlink()
+    halves = dict(bad="skip", shares=[(0, 2), (1, 3)])
+    feeds = []
+    for share, here in enumerate((root, root, tmp_path / "other")):
+        feeds.append(Feed.__new__(Feed))
+        feeds[-1].inner = Packer(mixture(here), encoder(here, "phi3"), SHAPE, share=share % 2, **halves)
+        next(feeds[-1].inner)
+    of_others = None
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda own: np.stack([own, of_others]))
+    for other in feeds[1:]:
+        of_others = np.frombuffer(hashlib.sha256(other.inner.position().encode()).digest(), np.uint8)
+        if other is feeds[1]:
+            assert feeds[0].metrics()["data/samples"] > 0
+            continue
+        with pytest.raises(UserError, match="the processes do not read the same samples: one of them leaves out what"):
+            feeds[0].metrics()
+    for feed in feeds:
+        feed.inner.close()
 
 
 def test_data_of_which_most_is_bad_ends_the_run(root, caplog):

@@ -8,6 +8,7 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,6 +173,10 @@ class Packer:
 
     def get_state(self) -> dict:
         return self._state
+
+    def position(self) -> str:
+        """The same in every process, as long as they pack the same rows."""
+        return json.dumps(self._state | {"broken": 0}, sort_keys=True)  # those are counted of our rows
 
     def set_state(self, state: dict) -> None:
         """UserError where the sources are not those of the position, or what waits there can no longer be used."""

@@ -6,6 +6,7 @@ here does anything.
 
 import concurrent.futures
 import contextlib
+import hashlib
 from collections.abc import Sequence
 
 import jax
@@ -40,6 +41,15 @@ def meet(name: str, seconds: int = BARRIER_SECONDS) -> None:
 def told_to_stop(step: int) -> bool:
     """Whether a SIGTERM that any of several processes got ends the run before `step`: it is the same step for all."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def agree(text: str) -> bool:
+    """Whether all processes say the same; every one must ask."""
+    if jax.process_count() == 1:
+        return True
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    with jax.transfer_guard("allow"):
+        return bool((multihost_utils.process_allgather(digest) == digest).all())
 
 
 def row_shares(sharding: jax.sharding.Sharding, rows: int) -> tuple[list[tuple[int, ...]], int]:

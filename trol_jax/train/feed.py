@@ -6,6 +6,7 @@ import time
 
 from trol_jax.data import easy_vqa, packing, pipeline
 from trol_jax.data.tokenizer import Tokenizer
+from trol_jax.errors import UserError
 from trol_jax.sharding import hosts
 from trol_jax.train.config import RunConfig
 from trol_jax.train.program import Program
@@ -45,8 +46,18 @@ class Feed:
         return hosts.global_batch(batch, self.over_devices, self.rows, self.own)
 
     def metrics(self) -> dict[str, float]:
-        """Of a mixture: what was seen of each source, and the part of the rows that is padding."""
-        return self.inner.shares_so_far() if isinstance(self.inner, packing.Packer) else {}
+        """Of a mixture: what was seen of each source, and the part of the rows that is padding. Every process must ask.
+
+        UserError if they do not pack the same rows: a file is bad or missing for one of them alone.
+        """
+        if not isinstance(self.inner, packing.Packer):
+            return {}
+        if not hosts.agree(self.inner.position()):
+            raise UserError(
+                "the processes do not read the same samples: one of them leaves out what others can use; their outputs "
+                "name it, as does launch.check_data on each machine; make the data the same, then start again"
+            )
+        return self.inner.shares_so_far()
 
     def __enter__(self) -> "Feed":
         return self
