@@ -100,13 +100,13 @@ def benchmarks() -> None:
 
 
 def verify():
-    from trol_jax.data import prepare, prepared
+    from trol_jax.data import prepared, shards
     from trol_jax.errors import UserError
 
     folder = prepared.find(OUTPUT.value)
     if folder is None:
         raise UserError(f"{OUTPUT.value} holds no prepared data")
-    prepare.verify(folder)
+    shards.verify(folder)
     print(f"{folder}: every shard is as it was written")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 import fixtures
 import programs
 from test_packing import tokenizer
-from trol_jax.data import packing, prepare, prepared, tfds
+from trol_jax.data import packing, prepare, prepared, shards, tfds
 from trol_jax.data.demo import write_demo
 from trol_jax.data.images import load_image
 from trol_jax.data.paths import resolve
@@ -111,7 +111,7 @@ def test_tensorflow_datasets_reads_it_without_tensorflow(root, output):
 
 
 def tree(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != prepare.SHARDS}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != shards.SHARDS}
 
 
 def test_it_goes_on_where_it_stopped(root, output, tmp_path):
@@ -228,7 +228,7 @@ def test_what_does_not_fit_together_is_refused(root, output, tmp_path):
 def test_damage_is_named(output, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(output / FOLDER, folder)
-    prepare.verify(folder)
+    shards.verify(folder)
     damaged = folder / "trol_mixture-mathplus.array_record-00001-of-00002"
     lost = folder / "trol_mixture-allava_text.array_record-00000-of-00001"
     data = damaged.read_bytes()
@@ -239,7 +239,7 @@ def test_damage_is_named(output, tmp_path):
         _ = [source[i] for i in (4, 5)]
     lost.unlink()
     with pytest.raises(UserError, match=r"2 of 18 shards in .* missing or damaged: .*allava.*, .*mathplus\S+; copy"):
-        prepare.verify(folder)
+        shards.verify(folder)
     with pytest.raises(UserError, match=r"allava_text\S+ is missing or incomplete; copy it again"):
         prepared.open_prepared(folder)
     (folder / tfds.INFO).write_text("{}")
@@ -263,6 +263,47 @@ def test_prepared_data_that_fails_for_a_moment_is_read_again(output, monkeypatch
         source[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            shards.SHARDS,
+            lambda text: "",
+            r"shards.jsonl has not the shards of plan.json: trol_mixture-sharegpt4v_caption",
+        ),
+        (
+            shards.SHARDS,
+            lambda text: text[: text.rindex("{")],
+            r"has not the shards of plan.json: trol_mixture-mathplus",
+        ),
+        (
+            shards.SHARDS,
+            lambda text: text.replace('"samples": 4', '"samples": 3', 1),
+            "has not the shards of plan.json",
+        ),
+        (
+            shards.PLAN,
+            lambda text: text.replace('"shard_rows": 4', '"shard_rows": 8'),
+            "has not the shards of plan.json",
+        ),
+        (shards.PLAN, lambda text: "{}", r"plan.json cannot be read: KeyError\('shard_rows'\)"),
+        (shards.SHARDS, lambda text: "[]", "cannot be read: TypeError"),
+        (
+            tfds.INFO,
+            lambda text: text.replace('"4"', '"3"', 1),
+            "dataset_info.json gives sharegpt4v_caption other samples",
+        ),
+    ],
+)
+def test_files_that_describe_other_shards_are_told(output, tmp_path, name, change, said):
+    folder = tmp_path / "copy"
+    shutil.copytree(output / FOLDER, folder)
+    (folder / name).write_text(change((folder / name).read_text()))
+    for look in (shards.verify, prepared.open_prepared):
+        with pytest.raises(UserError, match=said):
+            look(folder)
+
+
 def test_prepared_data_names_no_file_beyond_its_folder(output, tmp_path):
     """Pictures are bytes in the records, whatever these hold; shards are named by two files beside them."""
     assert tfds.decode(tfds.encode(Sample("web", "1", (), (b"/etc/passwd",)))).pictures == (b"/etc/passwd",)
@@ -271,20 +312,20 @@ def test_prepared_data_names_no_file_beyond_its_folder(output, tmp_path):
     shard = folder / tfds.shard_name("gllava_qa", 0, 1)
     shard.rename(tmp_path / "moved")
     shard.symlink_to(tmp_path / "moved")
-    for read in (prepared.open_prepared, prepare.verify):
+    for read in (prepared.open_prepared, shards.verify):
         with pytest.raises(UserError, match=rf"{shard.name}' leaves the root .* by a link, to {tmp_path}/moved; put"):
             read(folder)
     shard.unlink()
     (tmp_path / "moved").rename(shard)
-    info, journal = json.loads((folder / tfds.INFO).read_text()), (folder / prepare.SHARDS).read_text()
+    info, journal = json.loads((folder / tfds.INFO).read_text()), (folder / shards.SHARDS).read_text()
     info["splits"][0]["name"] = "/../../x"
     (folder / tfds.INFO).write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"the path 'trol_mixture-/\.\./\.\./x\S+' is not one below the root"):
         prepared.open_prepared(folder)
     for path in (str(tmp_path / "x"), "../x"):
-        (folder / prepare.SHARDS).write_text(journal.replace(shard.name, path))
+        (folder / shards.SHARDS).write_text(journal.replace(shard.name, path))
         with pytest.raises(UserError, match=f"the path '{path}' is not one below the root"):
-            prepare.verify(folder)
+            shards.verify(folder)
 
 
 def file_of(format, mode="RGB", **options):
@@ -334,7 +375,7 @@ def test_a_record_is_its_sample_whatever_its_text():
 def test_processes_are_killed_and_another_goes_on(root, output, tmp_path):
     command = programs.launch("prepare_data"), f"--root={root}", f"--output={tmp_path}", "--shard_rows=4"
     first = programs.Program(*command, "--processes=2")
-    journal = tmp_path / f"{FOLDER}.unfinished" / prepare.SHARDS
+    journal = tmp_path / f"{FOLDER}.unfinished" / shards.SHARDS
     while first.poll() is None and not (journal.exists() and journal.stat().st_size):
         time.sleep(0.01)
     first.send_signal(9)

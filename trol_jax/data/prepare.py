@@ -29,6 +29,7 @@ from trol_jax.data import tfds
 from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image, try_to_decode
 from trol_jax.data.index import stamp
 from trol_jax.data.paths import resolve
+from trol_jax.data.shards import PLAN, SHARDS, checksum, shards_of, splits
 from trol_jax.data.sources import Sample, Source
 from trol_jax.errors import StorageError, UserError
 from trol_jax.retry import may_pass, retry
@@ -37,7 +38,6 @@ PICTURES, BAD = ("keep", "jpeg"), ("fail", "skip")
 SHARD_ROWS = 8192  # at 150 KB a picture 1.2 GB; 285 shards of the whole mixture, which may all be open at once
 QUALITY = 95  # of JPEG
 NAMED = 20  # samples left out that are named, a shard
-PLAN, SHARDS = "plan.json", "shards.jsonl"
 Shard = tuple[str, int]  # source, number
 Advance = Callable[[int, int], None]  # of samples done and bytes written
 
@@ -178,7 +178,7 @@ def prepare(
     plan = _plan(job)
     if final.exists():
         _require_same(plan, final)
-        return shards_of(final)
+        return [line for lines in shards_of(final).values() for line in lines]
     with journal.explained(working):
         working.mkdir(parents=True, exist_ok=True)
     with _alone(working):
@@ -192,43 +192,6 @@ def prepare(
             os.rename(working, final)
             manifest.sync(final.parent)
     return lines
-
-
-def shards_of(folder: str | os.PathLike) -> list[dict]:
-    """What is known of each shard of prepared data. UserError unless the folder is prepared data."""
-    place = Path(folder) / SHARDS
-    try:
-        return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place} cannot be read: {error}; prepare the data again") from None
-
-
-def verify(folder: str | os.PathLike) -> None:
-    """Reads every shard. UserError names those that are missing, beyond the folder, or differ from checksums."""
-    wrong, lines = [], shards_of(folder)
-    size = sum(line["bytes"] for line in lines)
-    with tqdm(desc="verify", total=size, unit="B", unit_scale=True, mininterval=0.5, dynamic_ncols=True) as bar:
-        for line in lines:
-            place = resolve(os.path.abspath(folder), line["shard"])
-            try:
-                same = checksum(place).items() <= line.items()
-            except OSError:
-                same = False
-            wrong += [] if same else [line["shard"]]
-            bar.update(line["bytes"])
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} of {len(lines)} shards in {folder} are missing or damaged: {', '.join(wrong[:NAMED])}; "
-            "copy them again, or prepare the data in another folder"
-        )
-
-
-def checksum(path: str | os.PathLike) -> dict:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-        return {"bytes": file.tell(), "xxh3_128": digest.hexdigest()}
 
 
 # ---------------------------------------------------------------------- what is to be done
@@ -306,14 +269,11 @@ def _write_missing(job: Job, plan: dict, processes: int) -> list[dict]:
 
 def _describe(job: Job, lines: list[dict]) -> None:
     """The files that make a dataset of the shards."""
-    splits = {name: ([], 0) for name in job.sources}
-    shards = job.shards()
+    by_source, shards = {name: [] for name in job.sources}, job.shards()
     for line in lines:
-        name, _ = shards[line["shard"]]
-        lengths, size = splits[name]
-        splits[name] = [*lengths, line["samples"]], size + line["record_bytes"]
-    splits = {name: each for name, each in splits.items() if sum(each[0])}  # TFDS takes none without samples
-    for name, body in ((tfds.FEATURES, tfds.features(job.pictures)), (tfds.INFO, tfds.dataset_info(splits))):
+        by_source[shards[line["shard"]][0]].append(line)
+    about = tfds.dataset_info(splits(by_source))
+    for name, body in ((tfds.FEATURES, tfds.features(job.pictures)), (tfds.INFO, about)):
         journal.write(Path(job.folder) / name, json.dumps(body, indent=2).encode())
         manifest.sync(Path(job.folder) / name)
 

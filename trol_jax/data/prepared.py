@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from trol_jax.data import tfds
 from trol_jax.data.paths import resolve
-from trol_jax.data.prepare import shards_of
 from trol_jax.data.records import check_index
+from trol_jax.data.shards import lengths_of, require_same, shards_of
 from trol_jax.data.sources.sample import Sample
 from trol_jax.errors import StorageError, UserError
 from trol_jax.retry import PASSING, may_pass, retry
@@ -27,19 +26,15 @@ def find(root: str | os.PathLike) -> Path | None:
 
 def open_prepared(folder: Path, names: Iterable[str] | None = None) -> dict[str, "PreparedSource"]:
     """Sources by name, by default all that are there. UserError for names that are not, and for shards that are
-    missing, incomplete or beyond the folder; `prepare.verify` looks at every byte.
+    missing, incomplete or beyond the folder; `shards.verify` looks at every byte.
     """
-    info = folder / tfds.INFO
-    try:
-        splits = json.loads(info.read_bytes())["splits"]
-        lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in splits}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{info} does not describe a dataset: {error}; prepare the data again") from None
+    lengths = lengths_of(folder)
     names = list(lengths if names is None else names)
     if unknown := [name for name in names if name not in lengths]:
         raise UserError(f"{folder} was prepared without {', '.join(unknown)}; it has {', '.join(lengths)}")
-    sizes = {line["shard"]: line["bytes"] for line in shards_of(folder)}
-    sources = {name: PreparedSource(name, folder, lengths[name]) for name in names}
+    sources, lines = {name: PreparedSource(name, folder, lengths[name]) for name in names}, shards_of(folder)
+    require_same(folder, lengths, lines)
+    sizes = {line["shard"]: line["bytes"] for each in lines.values() for line in each}
     for path in (Path(shard.filename) for source in sources.values() for shard in source.shards):
         if not path.is_file() or path.stat().st_size != sizes.get(path.name):
             raise UserError(f"{path} is missing or incomplete; copy it again")
