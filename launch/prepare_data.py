@@ -71,6 +71,7 @@ def prepare():
     from trol_jax.data import prepare, prepared
     from trol_jax.data.sources import open_sources
 
+    before = prepared.find(OUTPUT.value)
     lines = prepare.prepare(
         open_sources(ROOT.value, SOURCES.value or None), OUTPUT.value,
         pictures=PICTURES.value, bad=BAD.value, shard_rows=SHARD_ROWS.value, processes=PROCESSES.value,
@@ -83,6 +84,8 @@ def prepare():
     if left_out := sum(line["left_out"] for line in lines):
         print(f"{left_out:,} samples left out")
     print(f"{sum(line['bytes'] for line in lines) / 1e9:.2f} GB in {folder}")
+    if before == folder:
+        print(f"it was prepared before, and nothing was read now; remove {folder} to prepare it again")
 
 
 def benchmarks() -> None:

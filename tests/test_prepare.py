@@ -155,6 +155,19 @@ def test_bad_samples_are_left_out_and_named(root, tmp_path):
     assert list(prepared.open_prepared(prepared.find(tmp_path / "none"))) == ["mathplus"]
 
 
+def test_what_was_prepared_before_is_told_as_such(root, tmp_path):
+    shutil.copytree(root, tmp_path / "root")
+    picture = tmp_path / "root/geoqa_plus/3.png"
+    picture.rename(tmp_path / "3.png")
+    flags = f"--root={tmp_path / 'root'}", f"--output={tmp_path}", "--sources=gllava_qa", "--bad=skip", "--processes=1"
+    first = programs.Program(programs.launch("prepare_data"), *flags).wait()
+    (tmp_path / "3.png").rename(picture)
+    again = programs.Program(programs.launch("prepare_data"), *flags).wait()
+    told = f"it was prepared before, and nothing was read now; remove {tmp_path / FOLDER} to prepare it again"
+    assert first[0] == again[0] == 0 and "1 samples left out" in first[1] and told not in first[1]
+    assert again[1] == f"{first[1]}{told}\n"
+
+
 def test_pictures_that_other_readers_see_otherwise_become_plain(tmp_path):
     Image.new("CMYK", (8, 6), (0, 200, 200, 0)).save(tmp_path / "a.jpg")
     for how in prepare.PICTURES:
