@@ -43,6 +43,7 @@ def root(tmp_path):
         "dot.png": encoded(Image.new("L", (2, 2))), "cut.jpg": encoded(noise, "JPEG")[:1500],
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.png")
     return tmp_path
 
 
@@ -71,7 +72,7 @@ BAD = {
     "no answer": [row(ASK, ("gpt", " \n")), row(ASK, ("gpt", ""), ("human", "?"), ("gpt", "")), row(ASK)],
     "surrogate": [row(ASK, ("gpt", "yes \ud83d")), row(("human", "<image>\udc00"), ANSWER)],
     "picture missing": [row(image="none.jpg")],
-    "picture unreadable": [row(image="text.png"), row(image="huge.png")],
+    "picture unreadable": [row(image="text.png"), row(image="huge.png"), row(image="pipe.png")],
     "open end": [row(ASK, ANSWER, ("human", "And?")), row(("human", "?"), ANSWER, ("human", "<image>?"), image=None)],
     "empty answer": [row(ASK, ANSWER, ("human", "?"), ("gpt", ""))],
     "mark in answer": [row(ASK, ("gpt", "See <image>."))],

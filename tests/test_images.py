@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import struct
 import zlib
@@ -133,6 +134,19 @@ def test_bad_files_are_named(tmp_path):
         load_image(b"hello")
     with pytest.raises(UserError, match="floating-point"):
         load_image(Image.new("F", (2, 2)))
+
+
+def test_a_pipe_and_a_file_larger_than_pictures_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(images.MAX_BYTES + 1)  # takes no room on the disk
+    for name, said in (
+        ("pipe.png", "pipe.png cannot be read: it is a folder, a pipe"),
+        ("large.png", "536,870,913 bytes"),
+    ):
+        for read in (load_image, images.read_file, images.upright_size, images.try_to_decode):
+            with pytest.raises(UserError, match=said):
+                read(tmp_path / name)
 
 
 def test_a_picture_in_memory_may_be_too_large_too(monkeypatch):

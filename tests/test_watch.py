@@ -6,6 +6,7 @@ import errno
 import http.server
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ import pytest
 import fixtures
 from test_benchmarks import ROOT
 from trol_jax import checkpoint
-from trol_jax.data.images import load_image
+from trol_jax.data.images import load_image, upright_size
 from trol_jax.data.mixture import HeldOut, Rest
 from trol_jax.data.pipeline import Restarting
 from trol_jax.errors import Diverged, UserError
@@ -145,10 +146,13 @@ def test_storage_is_asked_again(monkeypatch, tmp_path):
             retry(call, 5)
     path = tmp_path / "picture.png"
     path.write_bytes(b"no picture")
-    read = failing(1)
-    monkeypatch.setattr(type(path), "read_bytes", lambda _: read(b"no picture either"))
-    with pytest.raises(UserError, match="is not a picture"):
-        load_image(path)
+    for read in (load_image, upright_size):
+        away, real = failing(1), os.open
+        monkeypatch.setattr(os, "open", lambda file, flags, away=away, real=real: real(away(file), flags))
+        waited.clear()
+        with pytest.raises(UserError, match="is not a picture"):
+            read(path)
+        assert waited == [0.5]
 
 
 def test_a_save_is_tried_again_with_what_stands_then(monkeypatch, tmp_path):

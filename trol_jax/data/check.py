@@ -226,7 +226,7 @@ def _encoder(root: str, path: str, headers: bool) -> SampleEncoder:
 
 def _of_picture(picture: str | bytes, root: str, rules: Rules, found: Findings) -> Iterable[tuple[str, str]]:
     path = picture if isinstance(picture, bytes) else resolve(root, picture)
-    if isinstance(path, str) and not os.path.isfile(path):
+    if isinstance(path, str) and not os.path.exists(path):
         yield "picture missing", picture
         return
     try:

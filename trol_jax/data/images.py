@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import io
 import os
+import stat
 import warnings
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,6 +17,7 @@ from trol_jax.errors import StorageError, UserError
 from trol_jax.retry import may_pass, retry
 
 MAX_PIXELS = 40_000_000
+MAX_BYTES = 512 << 20  # of a file: more than so many pixels take in any format
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 ORIENTATION = 0x0112  # of EXIF; 5 to 8 stand for pictures that lie on a side
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow's, before our own error
@@ -33,17 +35,42 @@ def load_image(source: str | os.PathLike | bytes | Image.Image) -> np.ndarray:
         with _explained(name):
             return _pixels(source, name)
     with _explained(name):
-        data = source if isinstance(source, bytes) else retry(Path(source).read_bytes)
+        data = source if isinstance(source, bytes) else read_file(source)
     with _opened(data, name) as image:
         return _pixels(image, name)
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a picture. Errors as of `load_image`; also for what is no file, and for more than `MAX_BYTES`."""
+
+    def read() -> bytes:
+        with _file(path) as file:
+            return file.read(MAX_BYTES)
+
+    with _explained(os.fspath(path)):
+        return retry(read)
+
+
+def _file(source: str | os.PathLike | bytes) -> BinaryIO:
+    """To read a picture from; nobody waits for who would write to a pipe."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        raise UserError(
+            f"{os.fspath(source)} has {status.st_size:,} bytes, no picture that is decoded has; make it smaller"
+        )
+    raise UserError(f"{os.fspath(source)} cannot be read: it is a folder, a pipe or a device, and no file")
+
+
 @contextlib.contextmanager
 def _opened(source: str | os.PathLike | bytes, name: str):
-    with _explained(name):
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as image:
-            yield image
+    with _explained(name), _file(source) as file, Image.open(file, formats=FORMATS) as image:
+        yield image
 
 
 @contextlib.contextmanager
@@ -84,7 +111,7 @@ def read_header(source: str | os.PathLike | bytes) -> Header:
 
 
 def _header(source: str | os.PathLike | bytes) -> Header:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    with _file(source) as file, Image.open(file, formats=FORMATS) as image:
         turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # Pillow turns TIFFs
         kind = "JPEG" if image.format == "MPO" else image.format  # several JPEGs, of which the first counts
         return Header(kind, *((image.width, image.height) if turned else (image.height, image.width)))

@@ -26,13 +26,12 @@ from tqdm import tqdm
 
 from trol_jax import journal, manifest
 from trol_jax.data import tfds
-from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image, try_to_decode
+from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image, read_file, try_to_decode
 from trol_jax.data.index import stamp
 from trol_jax.data.paths import resolve
 from trol_jax.data.shards import PLAN, SHARDS, checksum, shards_of, splits
 from trol_jax.data.sources import Sample, Source
 from trol_jax.errors import StorageError, UserError
-from trol_jax.retry import may_pass, retry
 
 PICTURES, BAD = ("keep", "jpeg"), ("fail", "skip")
 SHARD_ROWS = 8192  # at 150 KB a picture 1.2 GB; 285 shards of the whole mixture, which may all be open at once
@@ -126,7 +125,7 @@ def encoded(picture: str | bytes, how: str) -> bytes:
     JPEG files stay as they are, and PNG files for "keep", if in colour or grey. Others, as GIF, CMYK, palettes and
     transparent ones, become PNG ("keep") or JPEG.
     """
-    data = picture if isinstance(picture, bytes) else _read(picture)
+    data = picture if isinstance(picture, bytes) else read_file(picture)
     if _stays(data, how):
         try_to_decode(data, "the picture" if isinstance(picture, bytes) else picture)
         return data
@@ -146,16 +145,6 @@ def _stays(data: bytes, how: str) -> bool:
             return plain and (image.format == "JPEG" or (how == "keep" and upright))
     except Exception:  # decoders raise anything; `load_image` says what is wrong
         return False
-
-
-def _read(path: str) -> bytes:
-    try:
-        return retry(Path(path).read_bytes)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        kind = StorageError if may_pass(error) else UserError
-        raise kind(f"{path} cannot be read: {error.strerror}") from None
 
 
 def prepare(
