@@ -75,7 +75,7 @@ def benchmarks() -> bool:
 def training() -> bool:
     """Whether all is sound."""
     from trol_jax import journal
-    from trol_jax.data import check_report, check_run, sources
+    from trol_jax.data import check_report, check_run, prepared, sources
     from trol_jax.data.check import ERROR, WARNING, Rules
     from trol_jax.errors import UserError
 
@@ -83,6 +83,12 @@ def training() -> bool:
     names = list(dict.fromkeys(SOURCES.value or sources.SOURCES))
     if unknown := [name for name in names if name not in sources.SOURCES]:
         raise UserError(f"--sources: {unknown[0]!r} is no source; choose from {', '.join(sources.SOURCES)}")
+    files = [os.path.join(root, sources.SOURCES[name].file) for name in names]
+    if not any(map(os.path.exists, files)) and (folder := prepared.find(root)):
+        raise UserError(
+            f"--root: {folder} is prepared data; python -m launch.prepare_data --verify --output={root} looks at it, "
+            "--root takes the files and pictures that it was made from"
+        )
     if TOKENIZER.value and not os.path.isfile(TOKENIZER.value):
         raise UserError(f"--tokenizer: {TOKENIZER.value} is no file")
     rules = Rules(PICTURES.value, LENGTH.value or (4096 if TOKENIZER.value else 8192), TOKENIZER.value)

@@ -133,9 +133,11 @@ def end(number: int = signal.SIGINT):
 
 
 def fail(message, status: int = 2):
+    from trol_jax.errors import one_line
+
     before, trace, after = str(message).partition("Traceback")  # ml_collections quotes that of a failing config file
     message = before + after.strip().splitlines()[-1] if trace else message
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
         sys.stderr.flush()
         os._exit(status)  # an ordinary exit would wait for the other processes, and they for this one

@@ -70,6 +70,7 @@ def demo() -> None:
 def prepare():
     from trol_jax.data import prepare, prepared
     from trol_jax.data.sources import open_sources
+    from trol_jax.errors import one_line
 
     before = prepared.find(OUTPUT.value)
     lines = prepare.prepare(
@@ -80,7 +81,7 @@ def prepare():
     for name, source in prepared.open_prepared(folder).items():
         print(f"{name:20} {len(source):9,} samples in {len(source.shards)} shards")
     for problem in [problem for line in lines for problem in line["named"]]:
-        print(f"left out: {problem}")
+        print(f"left out: {one_line(problem)}")
     if left_out := sum(line["left_out"] for line in lines):
         print(f"{left_out:,} samples left out")
     print(f"{sum(line['bytes'] for line in lines) / 1e9:.2f} GB in {folder}")

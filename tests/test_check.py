@@ -259,6 +259,29 @@ def test_the_miniature_has_no_errors_and_a_page(demo):
     assert check_report.table(reports).splitlines()[12].split() == ["all", "61", "2,273,830", "61", "45", "0", "12"]
 
 
+def test_what_data_say_is_text_on_a_terminal(root, capsys):
+    write(root, [row(identity="\x1b[31mred\x07\u202e\ud800", image="a/\x1b[2J\nx.jpg")])
+    out = check_report.table(check_run.check(root, [NAME], Rules()))
+    assert all(line.isprintable() for line in out.splitlines())
+    assert r"id \x1b[31mred\x07\u202e\ud800: a/\x1b[2J x.jpg" in out
+
+
+def test_a_source_without_rows_is_an_error(root):
+    (root / SOURCES["mathinstruct"].file).write_text("[]")
+    write_source(root, "minigemini", [row(image="sam/1.jpg")])
+    for report in check_run.check(root, ["mathinstruct", "minigemini"], Rules()):
+        assert report.found.problems["file"] == report.found.count(ERROR) == 1
+        assert "has no rows" in report.found.examples["file"][0][2]
+    assert "has no rows, of 1 none is kept" in report.found.examples["file"][0][2]
+
+
+def test_prepared_data_is_not_taken_for_a_root_without_files(root):
+    (root / "trol_mixture/1.0.0").mkdir(parents=True)
+    (root / "trol_mixture/1.0.0/dataset_info.json").write_text("{}")
+    status, _, err = Program(launch("check_data"), f"--root={root}").wait()
+    assert status == 2 and "is prepared data; python -m launch.prepare_data --verify --output=" in err
+
+
 def test_what_data_say_is_text_on_the_page(root):
     write(root, [row(("human", "<image><script>alert(1)</script>"), ("gpt", "</s><b>\ud800"), identity="<i>")])
     reports = check_run.check(root, [NAME], Rules())

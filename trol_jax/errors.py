@@ -29,4 +29,10 @@ def look_for_signals() -> None:
         raise KeyboardInterrupt(CAUGHT[-1])
 
 
+def one_line(text: object) -> str:
+    """As a person may see it: what data say is no command to a terminal."""
+    line = " ".join(str(text).split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 STOPPED = 75  # of a program that was told to stop, and did so with everything saved: start it again (EX_TEMPFAIL)

@@ -23,7 +23,7 @@ from trol_jax.errors import StorageError, UserError
 
 ERROR, WARNING = "error", "warning"  # training leaves the sample out, or fails; it uses it, not quite as meant
 KINDS = {
-    "file": (ERROR, "the file is missing, or damaged between its rows"),
+    "file": (ERROR, "the file is missing, empty, or damaged between its rows"),
     "row": (ERROR, "a row that cannot be read, or names a path beyond the root"),
     "roles": (ERROR, "turns do not alternate, or begin with the assistant"),
     "marks": (ERROR, "the questions that have an answer have not as many picture marks as there are pictures"),

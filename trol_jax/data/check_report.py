@@ -12,7 +12,7 @@ from trol_jax.data.check_run import SourceReport
 from trol_jax.data.images import load_image
 from trol_jax.data.paths import resolve
 from trol_jax.data.sources import Sample
-from trol_jax.errors import UserError
+from trol_jax.errors import UserError, one_line
 
 COLUMNS = ("source", "rows", "published", "looked at", "pictures", "errors", "warnings")
 SHOWN = 600  # characters of a text
@@ -62,7 +62,7 @@ def problems(report: SourceReport) -> Iterable[tuple[str, int, str, str, list[st
 
 def _example(row: int | None, identity: str, message: str) -> str:
     where = f"row {row}, id {identity}: " if row is not None else ""
-    return " ".join(f"{where}{message}".split())
+    return one_line(f"{where}{message}")
 
 
 def to_json(reports: Sequence[SourceReport]) -> dict:

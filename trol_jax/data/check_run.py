@@ -96,6 +96,10 @@ def _opened(root: str, name: str) -> SourceReport:
     try:
         source = opened(root, name)
         rows, total = len(source), source.records.total
+        if not rows:
+            found.add(
+                "file", None, "", f"{source.records.path} has no rows" + f", of {total:,} none is kept" * (total > 0)
+            )
         if rows != spec.count:
             found.add("count", None, "", f"{rows:,} rows, published are {spec.count:,}")
     except UserError as error:

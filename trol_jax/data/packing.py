@@ -20,7 +20,7 @@ from trol_jax.data.images import keep_freed_memory, load_image, prepare
 from trol_jax.data.mixture import HeldOut, Mixture, Part, Rest
 from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import Tokenizer
-from trol_jax.errors import StorageError, UserError
+from trol_jax.errors import StorageError, UserError, one_line
 
 log = logging.getLogger(__name__)
 WAITING = 512  # samples among which the next for a row is looked for
@@ -278,7 +278,7 @@ class Packer:
     def _name(self, *message) -> None:
         self._named += 1
         if self._named <= NAMED:
-            log.warning(*message)
+            log.warning(*map(one_line, message))
         if self._named == NAMED:
             log.warning("others are not named; data/bad in the metrics counts them, launch.check_data names them")
 
