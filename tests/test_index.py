@@ -137,6 +137,22 @@ def test_an_index_is_used_until_the_data_change(write, monkeypatch):
     assert sorted(os.listdir(os.path.dirname(path))) == ["data.json", "data.json.index"]
 
 
+def test_what_a_killed_process_left_goes_and_what_another_writes_stays(write):
+    path = write(TRICKY)
+    left, others = f"{path}.index.0123abcd.tmp", f"{path}.groups.0123abcd.tmp"
+    for each in (left, others):
+        open(each, "wb").close()
+    with index.writing(path, ".index") as (held, _):
+        row_index(path)
+        assert os.path.exists(held) and not os.path.exists(left) and os.path.exists(others)
+        os.replace(f"{path}.index", held)
+    assert sorted(os.listdir(os.path.dirname(path))) == [
+        "data.json",
+        "data.json.groups.0123abcd.tmp",
+        "data.json.index",
+    ]
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"no index at all" * 100, None])
 def test_a_damaged_index_is_built_again(write, damage):
     path = write(TRICKY)

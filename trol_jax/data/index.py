@@ -5,14 +5,17 @@ no memory. An offset file is taken only if size, time of change, beginning and e
 they were.
 """
 
+import contextlib
 import dataclasses
+import fcntl
+import glob
 import hashlib
 import itertools
 import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -84,28 +87,50 @@ def places(path: str, suffix: str) -> list[str]:
     return [path + suffix, os.path.join(caches, "trol_jax", "data", name)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(path: str, suffix: str) -> Iterator[tuple[str, str]]:
-    """(temporary name, final name) in the first of `places` that can be written; nothing stays after an error."""
-    temporary = None
+    """(temporary name, final name) in the first of `places` that can be written; nothing stays after an error, and what
+    a process that was killed has left goes.
+    """
+    held = None
     for place in places(path, suffix):
         try:
             os.makedirs(os.path.dirname(place), exist_ok=True)
-            temporary = f"{place}.{secrets.token_hex(4)}.tmp"
-            open(temporary, "xb").close()
+            _remove_abandoned(place)
+            held = _held(place)
             break
         except OSError as error:
-            temporary, problem = None, error
-    if temporary is None:
+            problem = error
+    if held is None:
         raise UserError(f"the index of {path} can be written neither beside it nor to {place}: {problem.strerror}")
-    try:
-        yield temporary, place
-        os.replace(temporary, place)
-    except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with held:
+        try:
+            yield held.name, place
+            os.replace(held.name, place)
+        except OSError as error:
+            raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(held.name)
+
+
+def _held(place: str) -> BinaryIO:
+    """A new temporary file, which the lock of its process keeps."""
+    while True:
+        file = open(f"{place}.{secrets.token_hex(4)}.tmp", "xb")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # some network disks have no locks, and then nothing is removed either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # removed before it was locked
+
+
+def _remove_abandoned(place: str) -> None:
+    """Temporary files of this name that no process holds any more."""
+    for each in glob.glob(f"{glob.escape(place)}.????????.tmp"):
+        with contextlib.suppress(OSError), open(each, "r+b") as file:  # another process may remove it, or hold it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.remove(each)
 
 
 def _write(place: str, path: str, keep: Callable[[bytes], bool] | None, header: dict) -> None:
