@@ -1,11 +1,11 @@
-"""Measurements: python -m launch.bench infer|throughput|train|decode|check|recipe|sharding [flags]; see bench/"""
+"""Measurements: python -m launch.bench infer|throughput|train|decode|check|index|recipe|sharding [flags]; see bench/"""
 
 import importlib
 import sys
 
 from launch import cli
 
-KINDS = ("infer", "throughput", "train", "decode", "check", "recipe", "sharding")
+KINDS = ("infer", "throughput", "train", "decode", "check", "index", "recipe", "sharding")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in KINDS:

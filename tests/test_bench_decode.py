@@ -11,6 +11,14 @@ def test_every_way_of_reading_pictures_is_measured():
     assert len(lines) == 7 and all(float(line.split()[-1]) > 0 for line in lines[2:])
 
 
+def test_indexing_is_measured():
+    status, out, errors = Program(launch("bench"), "index", "--megabytes=1").wait()
+    assert status == 0, errors
+    lines = out.splitlines()
+    assert lines[0] == "2,048 rows, 2 MB" and "MB more than" in lines[-1]
+    assert [line[:10].strip() for line in lines[1:-1]] == ["index", "open again", "read 10,00"]
+
+
 def test_checking_is_measured_with_and_without_pictures():
     status, out, errors = Program(launch("bench"), "check", "--pictures=2", "--repeat=1", "--rows=9").wait()
     assert status == 0, errors
