@@ -97,6 +97,7 @@ def test_a_cut_never_goes_through_a_picture(root, family):
         ((("user", "<image>"), ("assistant", "b")), (), "1 marks <image> in the questions, 0 pictures"),
         ((("user", "a"), ("assistant", "b")), ("a.jpg",), "0 marks <image> in the questions, 1 pictures"),
         ((("user", "<image>"), ("assistant", "b")), ("../a.jpg",), "not one below the root"),
+        ((("user", "a"), ("assistant", "b \ud83d")), (), r"'\\ud83d' in 'b \\ud83d' is half of a surrogate pair"),
     ],
 )
 def test_samples_that_cannot_be_used_are_named(root, turns, pictures, message):
