@@ -1,5 +1,6 @@
 """The mixture as a dataset of TensorFlow Datasets: the same samples, whoever stops the writing, whoever reads."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -153,6 +154,19 @@ def test_bad_samples_are_left_out_and_named(root, tmp_path):
         picture.write_bytes(b"no picture")
     prepare.prepare(open_sources(copy, ["gllava_qa", "mathplus"]), tmp_path / "none", bad="skip")
     assert list(prepared.open_prepared(prepared.find(tmp_path / "none"))) == ["mathplus"]
+
+
+def test_storage_that_is_away_leaves_no_sample_out(root, tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    sources, away = open_sources(root, ["gllava_qa"]), pytest.raises(StorageError, match="cannot be read: Input/output")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with monkeypatch.context() as patch, away:
+        patch.setattr(Path, "read_bytes", fails)
+        prepare.prepare(sources, tmp_path / "output", bad="skip")
+    (line,) = prepare.prepare(sources, tmp_path / "output", bad="skip")
+    assert line["left_out"] == 0
 
 
 def test_pictures_that_other_readers_see_otherwise_become_plain(tmp_path):
