@@ -18,7 +18,8 @@ on one host of 8 devices. On a pod of 64 chips, each host starts the two trainin
 why, see `recipe.py`.
 
 Memory of a device and the least time of 2,961 steps, as `launch.plan` predicts them for step 2 (`--batch=192
---accumulation=6 --length=4096 --pictures=3 --task=qlora`, or train for full); step 1 takes less:
+--accumulation=6 --length=4096 --pictures=3 --task=qlora`, or train for full), with plain attention; flash attention,
+which is set here, takes less memory (bench/RESULTS.md), and so does step 1:
 
     8 H100, mesh fsdp=8                     QLoRA 36 GiB, 3.0 hours    full 45 GiB, 3.2 hours
     64 v5p chips, fsdp=64, accumulation=3   QLoRA 10 GiB, 40 minutes   full 12 GiB, 51 minutes

@@ -18,7 +18,8 @@ on one host of 8 devices. On a pod of 64 chips, each host starts the two trainin
 why, see `recipe.py`.
 
 Memory of a device and the least time of 2,961 steps, as `launch.plan` predicts them for step 2 (`--batch=192
---accumulation=6 --length=4096 --pictures=14 --task=qlora`, or train for full); step 1 takes less:
+--accumulation=6 --length=4096 --pictures=14 --task=qlora`, or train for full), with plain attention; flash attention,
+which is set here, takes less memory (bench/RESULTS.md), and so does step 1:
 
     8 H100, mesh fsdp=8                     QLoRA 58 GiB, 6.6 hours    full 43 GiB, 7.1 hours with accumulation=12
     64 v5p chips, fsdp=64, accumulation=3   QLoRA 15 GiB, 1.3 hours    full 18 GiB, 1.8 hours

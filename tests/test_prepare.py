@@ -1,5 +1,6 @@
 """The mixture as a dataset of TensorFlow Datasets: the same samples, whoever stops the writing, whoever reads."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ from PIL import Image
 import fixtures
 import programs
 from test_packing import tokenizer
-from trol_jax.data import packing, prepare, prepared, shards, tfds
+from trol_jax.data import images, packing, prepare, prepared, shards, tfds
 from trol_jax.data.demo import write_demo
 from trol_jax.data.images import load_image
 from trol_jax.data.paths import resolve
@@ -166,6 +167,19 @@ def test_what_was_prepared_before_is_told_as_such(root, tmp_path):
     told = f"it was prepared before, and nothing was read now; remove {tmp_path / FOLDER} to prepare it again"
     assert first[0] == again[0] == 0 and "1 samples left out" in first[1] and told not in first[1]
     assert again[1] == f"{first[1]}{told}\n"
+
+
+def test_storage_that_is_away_leaves_no_sample_out(root, tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    sources, away = open_sources(root, ["gllava_qa"]), pytest.raises(StorageError, match="cannot be read: Input/output")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with monkeypatch.context() as patch, away:
+        patch.setattr(images, "_file", fails)
+        prepare.prepare(sources, tmp_path / "output", bad="skip")
+    (line,) = prepare.prepare(sources, tmp_path / "output", bad="skip")
+    assert line["left_out"] == 0
 
 
 def test_pictures_that_other_readers_see_otherwise_become_plain(tmp_path):

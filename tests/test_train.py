@@ -242,13 +242,14 @@ def test_sigterm_saves_and_goes_on(tmp_path):
 
 def test_sigterm_ends_an_evaluation_and_the_next_start_does_it(tmp_path):
     workdir, beat = tmp_path / "run", tmp_path / "run" / "heartbeat.json"
-    flags = ["--config.steps=2", "--config.evaluation.every=2"]
+    flags = ["--config.steps=2", "--config.evaluation.every=2", "--config.optimizer.warmup=3"]
     process = start(workdir, *flags, "--config.evaluation.rows=1000000")
     while process.poll() is None and not (beat.exists() and json.loads(beat.read_text())["state"] == "evaluating"):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     status, out, err = process.wait(60)
     assert status == STOPPED and "stopped by SIGTERM after step 2 of 2" in out, err
+    assert "optimizer.warmup is 3, and after 2 steps the rate is not yet lr" in out
     assert json.loads(beat.read_text())["state"] == "stopped" and not (workdir / "evaluations").exists()
     status, _, err = run(workdir, *flags, "--config.evaluation.rows=2")
     assert status == 0 and "held_out/loss" in json.loads((workdir / "evaluations/2/evaluation.json").read_text()), err

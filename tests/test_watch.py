@@ -101,13 +101,6 @@ def test_z_loss_is_the_square_of_the_logarithm_of_the_denominator():
         assert z - plain == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_run_is_longer_than_its_warm_up():
-    options = dataclasses.replace(fixtures.run_config().optimizer, warmup=9)
-    optimizer.make_schedule(options, 9)
-    with pytest.raises(UserError, match=r"config\.optimizer\.warmup is 9, must not be more than config\.steps, 8"):
-        optimizer.make_schedule(options, 8)
-
-
 def test_some_parameters_have_rates_of_their_own():
     rates = ((".*gate.*", 10.0), ("b", 0))
     options = optimizer.OptimizerOptions(

@@ -68,6 +68,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
     # ------------------------------------------------------------------ shapes and shardings first, then arrays
     program = Program(config, sizes, layout)
     tell(parameters.report(config.parameters, program.shapes, config.lora))
+    if config.optimizer.warmup > config.steps:  # as in a trial
+        tell(f"optimizer.warmup is {config.optimizer.warmup}, and after {config.steps} steps the rate is not yet lr")
     evaluation = Evaluation(config, workdir, program, tokenizer, tell)
     evaluation.check()
 

@@ -30,12 +30,7 @@ class OptimizerOptions:
 
 
 def make_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
-    """Step -> learning rate: 0 to `lr` in `warmup` steps, then a cosine that reaches `lr_end` at `steps`.
-
-    UserError where the run ends before the rate has risen.
-    """
-    if options.warmup > steps:
-        raise UserError(f"config.optimizer.warmup is {options.warmup}, must not be more than config.steps, {steps}")
+    """Step -> learning rate: 0 to `lr` in `warmup` steps, then a cosine that reaches `lr_end` at `steps`."""
     return optax.warmup_cosine_decay_schedule(
         0.0, options.lr, options.warmup, max(steps, options.warmup + 1), options.lr_end
     )
