@@ -4,6 +4,7 @@ import os
 import random
 import shlex
 import signal
+import socket
 import subprocess
 import time
 
@@ -135,6 +136,14 @@ def test_a_save_that_another_process_left_is_not_told_as_a_full_disk(tmp_path, m
 )
 def test_flags_that_cannot_work_are_named(tmp_path, flags, message):
     assert message in error_line(Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait())
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0", "--connect_seconds=20"]
+        line = error_line(Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait(60))
+    assert f"process 0 cannot take port {port} here (Address already in use)" in line
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "tpu.sh"])
