@@ -70,9 +70,10 @@ def require_free(port: int) -> None:
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
     except OSError as error:
+        reason = os.strerror(error.errno)  # its own words repeat the address
         raise UserError(
-            f"--coordinator={COORDINATOR.value}: process 0 cannot take port {port} here ({os.strerror(error.errno)}); choose "
-            "one that is free, the same for all"
+            f"--coordinator={COORDINATOR.value}: process 0 cannot take port {port} here ({reason}); choose one that is "
+            "free, the same for all"
         ) from error
 
 
