@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import mesh_utils
 
 import programs
 import tiny
@@ -177,16 +179,55 @@ def test_bytes_of_a_device_count_packed_numbers():
     assert cost.device_bytes({"a": jnp.zeros((3, 5)), "b": jnp.zeros(9, jnp.uint4)}) == 60 + 5
 
 
-def test_rings_of_a_torus_and_of_hosts():
+def seconds(target: str, wire: float, *axes: str, **sizes: int) -> float:
+    return targets.get_target(target).seconds(wire, axes, sizes)
+
+
+def test_rings_of_a_torus():
     link = targets.CHIPS["v5e"].link
-    full = targets.get_target("v5e-256")
-    assert full.bandwidths({"fsdp": 256, "tensor": 1})["fsdp"] == 2 * link
-    assert full.bandwidths({"fsdp": 16, "tensor": 16}) == {"fsdp": link, "tensor": link}
-    assert targets.get_target("v5e-16").bandwidths({"fsdp": 16})["fsdp"] == link  # sides of 4 are not closed
-    two = targets.get_target("h100x16")
-    assert two.bandwidths({"data": 2, "fsdp": 8}) == {"data": 50e9, "fsdp": 450e9}
-    assert two.seconds(50e9, ("data", "fsdp"), {"data": 2, "fsdp": 8}) == 1
+    assert seconds("v5e-256", 2 * link, "fsdp", fsdp=256, tensor=1) == 1
+    assert seconds("v5e-256", link, "fsdp", fsdp=16, tensor=16) == 1
+    assert seconds("v5e-256", link, "tensor", fsdp=16, tensor=16) == 1
+    assert seconds("v5e-16", link, "fsdp", fsdp=16) == 1  # sides of 4 are not closed
     assert (targets.get_target("v5p-128").devices, targets.get_target("v5p-128").torus) == (64, (4, 4, 4))
+
+
+def test_an_axis_takes_the_side_of_its_size():
+    """Of 4 x 8 x 8, as `mesh_utils` does, and as hand counts of its rings say."""
+    link, target = targets.CHIPS["v5p"].link, targets.get_target("v5p-512")
+    assert target._sides({"fsdp": 64, "tensor": 4}) == {"tensor": {0: link}, "fsdp": {1: link, 2: link}}
+    assert target._sides({"fsdp": 32, "tensor": 8}) == {"tensor": {1: link}, "fsdp": {0: link, 2: link}}
+    assert target._sides({"fsdp": 128, "tensor": 2})["tensor"] == {1: link / 2}  # a part of a side: no ring
+    chips = [Chip(number, place) for number, place in enumerate(itertools.product(*map(range, (4, 8, 8))))]
+    line = mesh_utils.create_device_mesh((64, 4), chips)[0]
+    assert [chip.coords[1:] for chip in line] == [(0, 0)] * 4
+
+
+class Chip:
+    platform, device_kind, process_index, slice_index, core_on_chip = "tpu", "TPU v5", 0, 0, 0
+
+    def __init__(self, number: int, coords: tuple[int, ...]):
+        self.id, self.coords = number, coords
+
+
+def test_rings_over_hosts_use_the_network_of_each_gpu_of_a_group():
+    assert seconds("h100x16", 50e9, "data", data=2, fsdp=8) == 1  # one of a group in each host: one NIC
+    assert seconds("h100x16", 450e9, "fsdp", data=2, fsdp=8) == 1
+    assert seconds("h100x16", 400e9, "data", "fsdp", data=2, fsdp=8) == 1  # eight of them
+    assert seconds("h100x16", 400e9, "fsdp", fsdp=16) == 1
+    assert seconds("h100x16", 100e9, "fsdp", fsdp=4, tensor=4) == 1
+    assert seconds("h100x8", 450e9, "fsdp", "tensor", fsdp=4, tensor=2) == 1
+
+
+def test_what_shares_a_link_adds_up():
+    sizes = {"data": 2, "fsdp": 4, "tensor": 2}
+    target, link = targets.get_target("h100x16"), 450e9
+    assert target.loads(link, ("fsdp",), sizes) == target.loads(link, ("tensor",), sizes) == {"fsdp and tensor": 1}
+    assert target.loads(50e9, ("data",), sizes) == {"data": 1}
+    slice_, link = targets.get_target("v5e-256"), targets.CHIPS["v5e"].link
+    assert slice_.loads(2 * link, ("fsdp", "tensor"), {"fsdp": 16, "tensor": 16}) == {"fsdp": 1, "tensor": 1}
+    # Two of the side of eight: both axes send over it.
+    assert slice_.loads(link, ("tensor",), {"fsdp": 128, "tensor": 2}).keys() == {"fsdp and tensor"}
 
 
 @pytest.mark.parametrize("name", ["v5e-12", "h100x12", "v5p-6", "tpu", "a100x0"])
@@ -237,7 +278,7 @@ def test_the_program_ranks_strategies(tmp_path):
     assert "predicted, not measured" in out
     (found,) = json.loads(files[0].read_text())
     assert found["fits"] and found["flops"]["traversal"] == 0 and found["memory"]["cache"] > 0
-    assert found["seconds"].keys() >= {"arithmetic", "memory", "network tensor"}
+    assert found["seconds"].keys() >= {"arithmetic", "memory", "network fsdp and tensor"}
     assert "<table>" in files[1].read_text() and (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -257,12 +298,14 @@ def test_flags_that_cannot_work_are_named(flags, message):
 def test_reports_are_ranked_and_compared():
     s = Strategy("trol_7b", "train", "fsdp=8", "fsdp", batch=8, length=2048)
     flops = {"first pass": 10**12, "traversal": 10**12, "recomputed": 10**12, "all": 3 * 10**12, "device": 10**12}
-    traffic = [plan.Traffic("all-gather", ("fsdp",), 2, 10, 2.0**30, 0.1, (("decoder/qkv", 2, 2.0**30),))]
+    traffic = [plan.Traffic("all-gather", ("fsdp",), 2, 10, 2.0**30, 2.0, (("decoder/qkv", 2, 2.0**30),))]
     one = plan.Report(
         s, "h100x8", 8, {"fsdp": 8}, {"parameters": 2**30, "peak": 2**31}, 80 * 10**9, 64, flops, traffic, "d",
         {"arithmetic": 1.0, "memory": 0.5, "network fsdp": 2.0}, ["!"], {"seconds": 1.0, "bytes": 1.0},
     )  # fmt: skip
-    faster = dataclasses.replace(one, seconds=one.seconds | {"network fsdp": 0.5})
+    faster = dataclasses.replace(
+        one, seconds=one.seconds | {"network fsdp": 0.5}, traffic=[dataclasses.replace(traffic[0], seconds=0.5)]
+    )
     large = dataclasses.replace(faster, memory={"peak": 10**12})
     assert plan.ranked([large, one, faster]) == [faster, one, large]
     assert (one.bound, one.fastest, one.slowest) == ("network fsdp", 2.0, 3.0)

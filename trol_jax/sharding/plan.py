@@ -67,7 +67,7 @@ class Report:
     flops: dict[str, int]  # first pass, traversal, recomputed, all, device
     traffic: list[Traffic]
     digest: str
-    seconds: dict[str, float]  # arithmetic, memory, and `network AXES` each
+    seconds: dict[str, float]  # arithmetic, memory, and `network AXES` of each link: the axes that share it
     flags: list[str]
     took: dict[str, float]  # the planner itself: seconds, bytes
     compiled: dict[str, Any] | None = None  # what `verdict` says
@@ -90,8 +90,7 @@ class Report:
     @property
     def slowest(self) -> float:
         """Seconds of a step where nothing that is sent overlaps with what is computed."""
-        network = sum(value for name, value in self.seconds.items() if name.startswith("network"))
-        return max(self.seconds["arithmetic"], self.seconds["memory"]) + network
+        return max(self.seconds["arithmetic"], self.seconds["memory"]) + sum(each.seconds for each in self.traffic)
 
     @property
     def tokens_per_second(self) -> float:
@@ -141,9 +140,9 @@ def plan(s: Strategy, target: Target) -> Report:
         "arithmetic": flops["device"] / target.chip.flops,
         "memory": _moved(s, built, products) / target.chip.bandwidth,
     }
-    for each in traffic:
-        name = f"network {' and '.join(each.axes)}"
-        seconds[name] = seconds.get(name, 0.0) + each.seconds
+    for each in traffic:  # what shares a link goes one after the other
+        for link, busy in target.loads(each.wire, each.axes, sizes).items():
+            seconds[f"network {link}"] = seconds.get(f"network {link}", 0.0) + busy
     flags = [*_amplifiers(s, built, collectives, flops, target.devices), *undivided.messages]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     took = {"seconds": time.monotonic() - start, "bytes": peak}

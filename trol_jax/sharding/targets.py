@@ -4,9 +4,10 @@ Peaks, not what programs reach: a step never takes less time than they say.
 """
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from trol_jax.errors import UserError
 
@@ -57,36 +58,59 @@ class Target:
     devices: int
     torus: tuple[int, ...] = ()  # of a TPU
 
-    def bandwidths(self, mesh: Mapping[str, int]) -> dict[str, float]:
-        """Bytes a second that a device sends along each axis of a mesh; the inner axes are laid out first."""
-        return self._on_torus(mesh) if self.torus else self._on_hosts(mesh)
-
-    def _on_torus(self, mesh: Mapping[str, int]) -> dict[str, float]:
-        left, found = [[side, side] for side in self.torus], {}  # what is free of each side, and the side
-        for name, size in reversed(mesh.items()):
-            rate = 0.0
-            for side in sorted(left, reverse=True):
-                part = math.gcd(size, side[0])
-                if part > 1:
-                    # A ring needs the whole side, and one that is closed; else data goes one way at a time.
-                    closed = part == side[1] and part % self.chip.wraps == 0
-                    rate += self.chip.link if closed else self.chip.link / 2
-                    size, side[0] = size // part, side[0] // part
-            found[name] = rate or self.chip.link / 2
-        return found
-
-    def _on_hosts(self, mesh: Mapping[str, int]) -> dict[str, float]:
-        inner, found = 1, {}
-        for name, size in reversed(mesh.items()):
-            inner *= size
-            found[name] = self.chip.link if inner <= HOST else self.chip.network
-        return found
+    def loads(self, wire: float, axes: tuple[str, ...], mesh: Mapping[str, int]) -> dict[str, float]:
+        """Seconds that links are busy while a device sends so many bytes along these axes together, whose links send at
+        once. A link is named by the axes that are laid over it and share it.
+        """
+        axes = tuple(axis for axis in (axes if axes != ("?",) else mesh) if mesh[axis] > 1)
+        return self._of_torus(wire, axes, mesh) if self.torus else self._of_hosts(wire, axes, mesh)
 
     def seconds(self, wire: float, axes: tuple[str, ...], mesh: Mapping[str, int]) -> float:
-        """To send so many bytes along these axes together: over all their links, or over the slowest network."""
-        rates = self.bandwidths(mesh)
-        mine = [rates[axis] for axis in (axes if axes != ("?",) else mesh) if mesh[axis] > 1] or [self.chip.link]
-        return wire / (sum(mine) if self.torus and axes != ("?",) else min(mine))
+        """To send so many bytes along these axes together."""
+        return max(self.loads(wire, axes, mesh).values())
+
+    def _of_torus(self, wire: float, axes: tuple[str, ...], mesh: Mapping[str, int]) -> dict[str, float]:
+        sides = self._sides(mesh)
+        seconds = wire / sum(rate for axis in axes for rate in sides[axis].values())
+        over = {side for axis in axes for side in sides[axis]}
+        return {_named(axis for axis in mesh if side in sides[axis]): seconds for side in over}
+
+    def _sides(self, mesh: Mapping[str, int]) -> dict[str, dict[int, float]]:
+        """Of each axis of a mesh: the sides of the torus that it goes along, and what a device sends along each. As
+        `jax.experimental.mesh_utils` lays them out: the inner axes first, each over whole sides if some are its size.
+        """
+        left, found = list(self.torus), {}
+        for name, size in reversed(mesh.items()):
+            free = [side for side, length in enumerate(self.torus) if left[side] == length > 1]
+            ways = (way for count in (3, 2, 1) for way in itertools.combinations(free, count))
+            whole = next((way for way in ways if math.prod(self.torus[side] for side in way) == size), ())
+            found[name] = {}
+            for side in whole or sorted(range(len(left)), key=lambda side: -left[side]):
+                part = math.gcd(size, left[side])
+                if part > 1:
+                    # A ring needs the whole side, and one that is closed; else data goes one way at a time.
+                    closed = part == self.torus[side] and part % self.chip.wraps == 0
+                    found[name][side] = self.chip.link / (1 if closed else 2)
+                    size, left[side] = size // part, left[side] // part
+        return found
+
+    def _of_hosts(self, wire: float, axes: tuple[str, ...], mesh: Mapping[str, int]) -> dict[str, float]:
+        within, inner = {}, 1  # of each axis, how many of its devices a host has
+        for name, size in reversed(mesh.items()):
+            within[name] = math.gcd(size, max(1, HOST // inner))
+            inner *= size
+        crossing = [axis for axis in mesh if within[axis] < mesh[axis]]
+        inside = [axis for axis in mesh if within[axis] > 1]
+        loads = {_named(inside): wire / self.chip.link} if set(axes) & set(inside) else {}
+        if set(axes) & set(crossing):
+            # A ring for each NIC: those of all devices that a group has in a host are at work for it.
+            seconds = wire / (self.chip.network * math.prod(within[axis] for axis in axes))
+            loads[_named(crossing)] = max(seconds, loads.get(_named(crossing), 0.0))
+        return loads
+
+
+def _named(axes: Iterable[str]) -> str:
+    return " and ".join(axes)
 
 
 def get_target(name: str) -> Target:
