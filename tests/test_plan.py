@@ -277,6 +277,9 @@ def test_the_program_ranks_strategies(tmp_path):
     assert "left out, fsdp=4,tensor=2 fsdp: sharding rules 'fsdp' put nothing on the mesh axis tensor=2" in out
     assert "predicted, not measured" in out
     (found,) = json.loads(files[0].read_text())
+    held = found["memory"]
+    assert held["peak"] == sum(size for name, size in held.items() if name != "peak") and held["outputs"] > 0
+    assert found["largest_batch"] > 8 and found["capacity"] == int(0.95 * 84942979072)
     assert found["fits"] and found["flops"]["traversal"] == 0 and found["memory"]["cache"] > 0
     assert found["seconds"].keys() >= {"arithmetic", "memory", "network fsdp and tensor"}
     assert "<table>" in files[1].read_text() and (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
@@ -300,7 +303,7 @@ def test_reports_are_ranked_and_compared():
     flops = {"first pass": 10**12, "traversal": 10**12, "recomputed": 10**12, "all": 3 * 10**12, "device": 10**12}
     traffic = [plan.Traffic("all-gather", ("fsdp",), 2, 10, 2.0**30, 2.0, (("decoder/qkv", 2, 2.0**30),))]
     one = plan.Report(
-        s, "h100x8", 8, {"fsdp": 8}, {"parameters": 2**30, "peak": 2**31}, 80 * 10**9, 64, flops, traffic, "d",
+        s, "h100x8", 8, {"data": 1, "fsdp": 8}, {"parameters": 2**30, "peak": 2**31}, 80 * 10**9, flops, traffic, "d",
         {"arithmetic": 1.0, "memory": 0.5, "network fsdp": 2.0}, ["!"], {"seconds": 1.0, "bytes": 1.0},
     )  # fmt: skip
     faster = dataclasses.replace(
@@ -313,6 +316,29 @@ def test_reports_are_ranked_and_compared():
     assert "does not fit" in plan.knob(large)
     assert "network fsdp: 2000 -> 500 ms" in report.difference(one, faster)
     assert report.to_json(one)["mfu"] == pytest.approx(2e12 / (2 * 8 * 989e12))
+
+
+def test_what_fits_is_what_the_compiler_says():
+    s = Strategy("trol_7b", "prefill", "fsdp=8", "fsdp", batch=8, length=2048)
+    memory = {"parameters": 10, "batch": 10, "temporaries": 40, "outputs": 20, "peak": 80}
+    sizes = {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    r = plan.Report(s, "v5e-8", 8, sizes, memory, 150, {}, [], "d", {}, [], {})
+    assert r.fits and r.largest_batch == 16  # 70 bytes of 8 rows, their outputs among them, and 140 to be had
+    told = lambda **said: dataclasses.replace(r, compiled=said)  # noqa: E731
+    assert told(fits=True, peak=150).largest_batch == 8 and not told(fits=False, peak=151).fits
+    refused = told(fits=False, message="out of memory")
+    assert not refused.fits and refused.largest_batch == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "mesh_", "batch", "told"),
+    [("h100x2", "tensor=2", 8, 0.037), ("v5e-4", "tensor=4", 288, 0.111)],  # GiB, by the compilers of these
+)
+def test_temporaries_of_decoding_are_about_those_of_the_target(target, mesh_, batch, told):
+    target = targets.get_target(target)
+    s = Strategy("trol_1_8b", "decode", mesh_, "tensor", batch, 2048)
+    layout = rules.Layout.make(mesh.make_mesh(mesh_, jax.devices()[: target.devices]), "tensor")
+    assert plan._of_a_token(s, layout, target) / targets.GIB == pytest.approx(told, rel=0.1)
 
 
 def test_undivided_axes_are_told_each_time():

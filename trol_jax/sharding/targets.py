@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping
 from trol_jax.errors import UserError
 
 GIB = 2**30
+H100_BYTES = 84_942_979_072  # of "NVIDIA H100 80GB HBM3"
+GPU_MEMORY = 0.95 * H100_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """flops: bfloat16 a second, dense. memory: bytes; bandwidth, link and network: bytes a second.
+    """flops: bfloat16 a second, dense. memory: bytes that a program may have; bandwidth, link and network: bytes a
+    second.
 
     link: of a TPU both directions of one axis of the torus; of a GPU what it sends over NVLink. network: what each GPU
     sends to other hosts. wraps: axes of the torus from this length on are closed to rings.
@@ -28,18 +31,21 @@ class Chip:
     link: float
     network: float = 0.0
     wraps: int = 0
+    workspace: int = 0  # bytes that XLA gives cuBLAS
 
 
 CHIPS = {
-    # https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute, HBM capacity and bandwidth; links and torus:
-    # https://jax-ml.github.io/scaling-book/hardware (links 45, 90 and 90 GB/s each way; v5e and v6e close rings of 16)
-    "v5e": Chip(197e12, 16e9, 819e9, 2 * 45e9, wraps=16),
-    "v5p": Chip(459e12, 95e9, 2765e9, 2 * 90e9, wraps=4),
-    "v6e": Chip(918e12, 32e9, 1638e9, 2 * 90e9, wraps=16),
+    # https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute and bandwidth of HBM; links and torus:
+    # https://jax-ml.github.io/scaling-book/hardware (links 45, 90 and 90 GB/s each way; v5e and v6e close rings of 16);
+    # memory: "available HBM" of libtpu 0.0.42.1
+    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 2 * 45e9, wraps=16),
+    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 2 * 90e9, wraps=4),
+    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 2 * 90e9, wraps=16),
+    # Memory of GPUs: what an H100 tells of itself; the runtime keeps some. An A100 of 80 GB is taken to have as much.
     # NVIDIA A100 datasheet (SXM 80 GB): 312 TFLOP/s, 2,039 GB/s, NVLink 600 GB/s both ways; DGX A100: 8 HDR 200 Gb/s
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9, network=25e9),
+    "a100": Chip(312e12, GPU_MEMORY, 2039e9, 300e9, network=25e9, workspace=4 * 2**20),
     # NVIDIA H100 datasheet (SXM): 1,979 TFLOP/s with sparsity, 3.35 TB/s, NVLink 900 GB/s; DGX H100: 8 NDR 400 Gb/s
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9, network=50e9),
+    "h100": Chip(989e12, GPU_MEMORY, 3350e9, 450e9, network=50e9, workspace=32 * 2**20),
 }
 # Slices that can be had, by chips: sides of the torus. https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e
 SQUARES = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
