@@ -288,6 +288,11 @@ def test_the_program_ranks_strategies(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ["--json=/nonexistent/a.json"],
+            "--json=/nonexistent/a.json cannot be written; give a file in a folder that is",
+        ),
+        (["--html=a.png"], "--html=a.png is the name of its charts; give one that ends in .html"),
         (["--target=v9"], "target 'v9' is not known"),
         (["--rules=zero"], "sharding rules 'zero' are not known; choose one of replicated"),
         (["--mesh=fsdp=3"], "mesh 'fsdp=3' is of 3 devices, there are 8; change a size, or make one -1"),
@@ -296,6 +301,27 @@ def test_the_program_ranks_strategies(tmp_path):
 def test_flags_that_cannot_work_are_named(flags, message):
     own = [flag for flag in (*FLAGS, "--rules=fsdp_tensor") if flag.split("=")[0] != flags[0].split("=")[0]]
     assert message in error_line(Program(programs.launch("plan"), *own, *flags).wait())
+
+
+def test_a_fault_in_one_strategy_leaves_the_others(tmp_path):
+    """Which are written as soon as they are planned: an interrupt comes after the second."""
+    code = f"""
+from trol_jax.sharding import plan
+true = plan.plan
+def faulty(s, target):
+    if s.mesh == "tensor=8":
+        raise KeyboardInterrupt(2)
+    if s.mesh == "fsdp=8":
+        raise RuntimeError("a fault")
+    return true(s, target)
+plan.plan = faulty
+{programs.launch("plan")}"""
+    flags = [flag for flag in FLAGS if "--mesh" not in flag] + ["--mesh=fsdp=8", FLAGS[2], "--mesh=tensor=8"]
+    file = tmp_path / "plan.json"
+    status, out, err = Program(code, *flags, "--rules=fsdp_tensor", f"--json={file}").wait()
+    assert "2 of 3: fsdp=4,tensor=2 fsdp_tensor none: fits, " in err
+    assert status == 130 and "left out, fsdp=8 fsdp_tensor none: a fault of the program, RuntimeError: a fault" in out
+    assert [each["strategy"]["mesh"] for each in json.loads(file.read_text())] == ["fsdp=4,tensor=2"]
 
 
 def test_reports_are_ranked_and_compared():
