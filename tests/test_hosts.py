@@ -151,6 +151,23 @@ def test_scripts_for_clusters_are_bash(name):
     subprocess.run(["bash", "-n", CLUSTER / name], check=True)
 
 
+def test_the_slurm_script_goes_back_into_the_queue(tmp_path):
+    for name, code in (("srun", 'echo "$SRUN_CPUS_PER_TASK $@"; exit "$ENDS"'), ("scontrol", 'echo "scontrol $@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "6"}
+    for ends, more in (("75", ["scontrol requeue 7"]), ("2", []), ("0", [])):
+        done = subprocess.run(
+            ["bash", CLUSTER / "slurm.sh", "--workdir=a b"],
+            env=os.environ | job | {"ENDS": ends},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == int(ends)
+        command = "6 --kill-on-bad-exit=0 .venv/bin/python -m launch.train --distributed --workdir=a b"
+        assert done.stdout.splitlines() == [command, *more]
+
+
 def test_the_tpu_script_quotes_what_it_hands_on(tmp_path):
     (tmp_path / "gcloud").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "gcloud").chmod(0o755)
