@@ -275,6 +275,7 @@ def _amplifiers(s: Strategy, built: Built, collectives, flops: dict[str, int], d
     tell(gathered, f"weights gathered once for each of {s.accumulation} micro-batches")
     summed = [each for each in collectives if each.cut > 1]
     tell(summed, "summed in full by each device, which then keeps a part: scattered over one axis first it sends less")
+    tell([each for each in collectives if each.apart], "summed apart and then added: added first, it is one sum")
     moved = [each for each in collectives if each.kind in ("all-to-all", "collective-permute")]
     tell(moved, "moved from one layout to another, as the rules of two operations differ")
     more = flops["device"] * devices / max(flops["all"], 1) - 1
