@@ -2,13 +2,11 @@
 
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import mesh_utils
 
 import programs
 import tiny
@@ -193,21 +191,19 @@ def test_rings_of_a_torus():
 
 
 def test_an_axis_takes_the_side_of_its_size():
-    """Of 4 x 8 x 8, as `mesh_utils` does, and as hand counts of its rings say."""
+    """Of 4 x 8 x 8, as JAX lays meshes."""
     link, target = targets.CHIPS["v5p"].link, targets.get_target("v5p-512")
     assert target._sides({"fsdp": 64, "tensor": 4}) == {"tensor": {0: link}, "fsdp": {1: link, 2: link}}
     assert target._sides({"fsdp": 32, "tensor": 8}) == {"tensor": {1: link}, "fsdp": {0: link, 2: link}}
-    assert target._sides({"fsdp": 128, "tensor": 2})["tensor"] == {1: link / 2}  # a part of a side: no ring
-    chips = [Chip(number, place) for number, place in enumerate(itertools.product(*map(range, (4, 8, 8))))]
-    line = mesh_utils.create_device_mesh((64, 4), chips)[0]
-    assert [chip.coords[1:] for chip in line] == [(0, 0)] * 4
+    halves = {"tensor": {0: link / 2}, "fsdp": {0: link / 2, 1: link, 2: link}}  # of a side: no ring
+    assert target._sides({"fsdp": 128, "tensor": 2}) == halves
 
 
-class Chip:
-    platform, device_kind, process_index, slice_index, core_on_chip = "tpu", "TPU v5", 0, 0, 0
-
-    def __init__(self, number: int, coords: tuple[int, ...]):
-        self.id, self.coords = number, coords
+def test_a_side_may_be_cut():
+    """As the README's mesh over 16 x 16 does."""
+    chips = [targets._Device(i, (i // 16, i % 16, 0), "TPU v5 lite") for i in range(256)]
+    grid = mesh.make_mesh("fsdp=64,tensor=4", chips).devices
+    assert [chip.coords for chip in grid[0, 0, 0]] == [(i, 0, 0) for i in range(4)]
 
 
 def test_rings_over_hosts_use_the_network_of_each_gpu_of_a_group():

@@ -4,10 +4,14 @@ Peaks, not what programs reach: a step never takes less time than they say.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
+
+import numpy as np
+from jax.experimental import mesh_utils
 
 from trol_jax.errors import UserError
 
@@ -32,15 +36,16 @@ class Chip:
     network: float = 0.0
     wraps: int = 0
     workspace: int = 0  # bytes that XLA gives cuBLAS
+    kind: str = ""  # JAX's name of a TPU
 
 
 CHIPS = {
     # https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute and bandwidth of HBM; links and torus:
     # https://jax-ml.github.io/scaling-book/hardware (links 45, 90 and 90 GB/s each way; v5e and v6e close rings of 16);
     # memory: "available HBM" of libtpu 0.0.42.1
-    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 2 * 45e9, wraps=16),
-    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 2 * 90e9, wraps=4),
-    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 2 * 90e9, wraps=16),
+    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 2 * 45e9, wraps=16, kind="TPU v5 lite"),
+    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 2 * 90e9, wraps=4, kind="TPU v5"),
+    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 2 * 90e9, wraps=16, kind="TPU v6 lite"),
     # Memory of GPUs: what an H100 tells of itself; the runtime keeps some. An A100 of 80 GB is taken to have as much.
     # NVIDIA A100 datasheet (SXM 80 GB): 312 TFLOP/s, 2,039 GB/s, NVLink 600 GB/s both ways; DGX A100: 8 HDR 200 Gb/s
     "a100": Chip(312e12, GPU_MEMORY, 2039e9, 300e9, network=25e9, workspace=4 * 2**20),
@@ -82,22 +87,17 @@ class Target:
         return {_named(axis for axis in mesh if side in sides[axis]): seconds for side in over}
 
     def _sides(self, mesh: Mapping[str, int]) -> dict[str, dict[int, float]]:
-        """Of each axis of a mesh: the sides of the torus that it goes along, and what a device sends along each. As
-        `jax.experimental.mesh_utils` lays them out: the inner axes first, each over whole sides if some are its size.
-        """
-        left, found = list(self.torus), {}
-        for name, size in reversed(mesh.items()):
-            free = [side for side, length in enumerate(self.torus) if left[side] == length > 1]
-            ways = (way for count in (3, 2, 1) for way in itertools.combinations(free, count))
-            whole = next((way for way in ways if math.prod(self.torus[side] for side in way) == size), ())
-            found[name] = {}
-            for side in whole or sorted(range(len(left)), key=lambda side: -left[side]):
-                part = math.gcd(size, left[side])
-                if part > 1:
-                    # A ring needs the whole side, and one that is closed; else data goes one way at a time.
-                    closed = part == self.torus[side] and part % self.chip.wraps == 0
-                    found[name][side] = self.chip.link / (1 if closed else 2)
-                    size, left[side] = size // part, left[side] // part
+        """Of each axis of a mesh: the sides of the torus that it goes along, and what a device sends along each."""
+        grid, found = _laid(self.chip.kind, self.torus, tuple(mesh.values())), {}
+        for number, name in enumerate(mesh):
+            line = np.moveaxis(grid, number, 0).reshape(mesh[name], -1)[:, 0]
+            lengths = [len({chip.coords[side] for chip in line}) for side in range(len(self.torus))]
+            # A ring needs the whole side, and one that is closed; else data goes one way at a time.
+            found[name] = {
+                side: self.chip.link / (1 if length == whole and length % self.chip.wraps == 0 else 2)
+                for side, (length, whole) in enumerate(zip(lengths, self.torus, strict=True))
+                if length > 1
+            }
         return found
 
     def _of_hosts(self, wire: float, axes: tuple[str, ...], mesh: Mapping[str, int]) -> dict[str, float]:
@@ -113,6 +113,27 @@ class Target:
             seconds = wire / (self.chip.network * math.prod(within[axis] for axis in axes))
             loads[_named(crossing)] = max(seconds, loads.get(_named(crossing), 0.0))
         return loads
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """What JAX asks of a TPU to lay a mesh over it."""
+
+    id: int
+    coords: tuple[int, ...]
+    device_kind: str
+    platform: str = "tpu"
+    process_index: int = 0
+    slice_index: int = 0
+    core_on_chip: int = 0
+
+
+@functools.lru_cache(256)
+def _laid(kind: str, torus: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """The devices of a slice as `mesh.make_mesh` puts them into a grid."""
+    places = itertools.product(*map(range, (*torus, 1, 1)[:3]))
+    devices = [_Device(number, place, kind) for number, place in enumerate(places)]
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _named(axes: Iterable[str]) -> str:
