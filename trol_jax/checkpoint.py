@@ -45,7 +45,7 @@ BEST = "best.json"  # of the checkpoints of a run: {"step", "metric", "value"}
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _TEMPORARY = re.compile(r"[0-9]+\.tmp-[0-9a-f]{8}")
 _SHOWN = 3  # problems in one message
-_SHARED_SECONDS = 60  # until all processes see what one of them wrote: a network disk may be late
+_SHARED_SECONDS = 20  # until all processes see what one of them wrote: a network disk may be late
 
 
 class Restored(NamedTuple):
