@@ -19,14 +19,23 @@ quickstart: $(INSTALLED) ## train a small TroL on real pictures, measure it and 
 	$(RUN) -m launch.evaluate --checkpoint=runs/quickstart
 	@echo "make quickstart: $$(($$(date +%s) - $(START))) s in all; results are in runs/quickstart (to start anew, remove runs)"
 
+# What was made of another than what is there now goes: after step 1 is trained anew, all that comes after it.
+after = @[ runs/recipe/$(1) -nt runs/recipe/$(2) ] || rm -rf runs/recipe/$(3)
+
 recipe: $(INSTALLED) ## the recipe's two steps, small: base, projector and gates, QLoRA, export; with a table
 	$(RUN) -m launch.train --config=configs/quickstart.py:tower --workdir=runs/tower
 	$(RUN) -m launch.train --config=configs/tiny_recipe.py:base --workdir=runs/recipe/base
+	$(call after,step1/checkpoints,base/checkpoints,step1)
 	$(RUN) -m launch.train --config=configs/tiny_recipe.py:step1 --workdir=runs/recipe/step1
+	$(call after,step1_whole/checkpoints,step1/checkpoints,step1_whole)
 	test -d runs/recipe/step1_whole || $(RUN) -m launch.merge --checkpoint=runs/recipe/step1 --dst=runs/recipe/step1_whole
+	$(call after,step2/checkpoints,step1_whole/checkpoints,step2)
 	$(RUN) -m launch.train --config=configs/tiny_recipe.py:step2 --workdir=runs/recipe/step2
+	$(call after,step2_whole/checkpoints,step2/checkpoints,step2_whole)
 	test -d runs/recipe/step2_whole || $(RUN) -m launch.merge --checkpoint=runs/recipe/step2 --dst=runs/recipe/step2_whole
+	$(call after,released,step2_whole/checkpoints,released)
 	test -d runs/recipe/released || $(RUN) -m launch.convert --to=hf --src=runs/recipe/step2_whole --dst=runs/recipe/released
+	$(call after,again/checkpoints,released,again)
 	test -d runs/recipe/again || $(RUN) -m launch.convert --to=jax --src=runs/recipe/released --dst=runs/recipe/again
 	for run in base step1_whole step2_whole again; do \
 	  $(RUN) -m launch.evaluate --checkpoint=runs/recipe/$$run --system= || exit; done

@@ -102,7 +102,7 @@ def asked_flops(program: Program, batch: dict, length: int) -> int:
     """See above; as traced."""
     plain = Program(dataclasses.replace(program.config, remat="none"), program.model.config, program.model.layout)
     traced = cost.traced(jax.make_jaxpr(plain.function)(program.state, program.frozen, batch))
-    again = cost.loss_again(program.model.config, length) if program.config.objective == "answers" else 0
+    again = cost.loss_again(program.model.config, length) if program.config.objective != "words" else 0
     return traced - program.config.batch_size * again
 
 

@@ -1,4 +1,4 @@
-"""TroL-7B: projector and gates (step 1), then the language model by QLoRA over a base in nf4 (step 2).
+r"""TroL-7B: projector and gates (step 1), then the language model by QLoRA over a base in nf4 (step 2).
 
     python -m launch.convert --to=jax --src=internlm-xcomposer2-vl-7b --dst=runs/trol_7b_base
     python -m launch.train --config=configs/trol_7b.py:step1 --workdir=runs/trol_7b_step1
@@ -6,17 +6,26 @@
     python -m launch.train --config=configs/trol_7b.py:step2 --workdir=runs/trol_7b_step2
     python -m launch.merge --checkpoint=runs/trol_7b_step2 --dst=runs/trol_7b
 
-on one host; on several, each starts the same commands with --distributed (`launch/cluster/`). The data lies in `data`.
+on one host of 8 devices. On a pod of 64 chips, each host starts the two trainings so (`launch/cluster/`):
+
+    python -m launch.train --config=configs/trol_7b.py:step1 --workdir=runs/trol_7b_step1 \
+        --config.accumulation=3 --distributed
+    python -m launch.train --config=configs/trol_7b.py:step2 --workdir=runs/trol_7b_step2 \
+        --config.accumulation=3 --distributed
+
+192 / accumulation, the rows of a micro-batch, must be a multiple of the devices. The data lies in `data`.
 `:step2,lora` keeps the base in bfloat16, `:step2,full` trains the language model itself. For what is decided here and
 why, see `recipe.py`.
 
 Memory of a device and the least time of 2,961 steps, as `launch.plan` predicts them for step 2 (`--batch=192
---accumulation=6 --length=4096 --pictures=3 --task=qlora`, or train for full); step 1 takes less:
+--accumulation=6 --length=4096 --pictures=3 --task=qlora`, or train for full), with plain attention; flash attention,
+which is set here, takes less memory (QLoRA with 6 micro-batches 15 GiB by the H100's compiler, bench/RESULTS.md), and
+so does step 1:
 
     8 H100, mesh fsdp=8, accumulation=12    QLoRA 40 GiB, 9.3 hours    full 61 GiB, 12 hours
     64 v5p chips, fsdp=64, accumulation=3   QLoRA 20 GiB, 2.5 hours    full 25 GiB, 3.2 hours
 
-With 6 micro-batches QLoRA takes 74 GiB of the 74.5 that an H100 has to give.
+With plain attention and 6 micro-batches QLoRA takes 73 GiB of the 74.5 that an H100 has to give.
 """
 
 from configs.recipe import recipe

@@ -35,6 +35,8 @@ class Adapter:
             raise UserError(f"{self.step_dir} has no low-rank pairs; write the whole model with --to=hf")
         self.lora, self.base = here.settings.lora, here.base.path
         self.others = [name for name in stored if not name.endswith((f"/{parameters.A}", f"/{parameters.B}"))]
+        found = parameters.treatments(here.settings.parameters, list(engine.shapes_of(here.model)))
+        self.quantized = sorted({found[name].quantized for name in self.adapted} - {""})
         layout = next(each for each in engine.LAYOUTS if each.family == here.model.family and each.has_gate)
         moves = engine.moves(layout.rules, engine.shapes_of(here.model))
         # Matrices that are fused there have a pair of each part, side by side.
@@ -42,10 +44,11 @@ class Adapter:
         self.moves = [(move, ours) for move, ours in zip(moves, parts, strict=True) if ours]
 
     def config(self) -> dict:
+        """It names no base: ours is no folder that PEFT could load, and it takes the model that it is given."""
         rank, alpha = self.lora.rank, self.lora.alpha
         targets = {_module(move.rule.released[0]).split("{i}.")[-1]: len(ours) for move, ours in self.moves}
         return {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base, "inference_mode": True,
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
             "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
             "use_rslora": False, "use_dora": False, "init_lora_weights": True, "modules_to_save": None,
             "target_modules": sorted(targets),
@@ -114,6 +117,12 @@ def to_peft(
         logging.warning(
             "the run trained %s too, of which a PEFT adapter says nothing: launch.merge and --to=hf write them",
             files.some(adapter.others),
+        )
+    if adapter.quantized:
+        logging.warning(
+            "the pairs were trained beside kernels in %s: with others, also the released ones that these were made of, "
+            "the model is not quite the one that was trained, which launch.merge and --to=hf write",
+            " and ".join(adapter.quantized),
         )
     return f"{len(tensors):,} matrices for {adapter.base}"
 

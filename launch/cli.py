@@ -10,6 +10,8 @@ import threading
 
 from absl import app, flags, logging
 
+from trol_jax.errors import CAUGHT
+
 REQUIRED = []  # flags that may not be empty either
 
 
@@ -103,7 +105,6 @@ def gone(message: str = "", status: int = 141):
 
 
 # ---------------------------------------------------------------------- signals
-CAUGHT = []  # numbers of those that came
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while programs are imported, which cannot be interrupted in Python
 

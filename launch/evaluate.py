@@ -17,7 +17,7 @@ from launch import cli, model, processes
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run, its checkpoints or one step.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; by default that of the run.")
 LIMIT = flags.DEFINE_integer(
-    "limit", None, "Ask the first N questions only; a measurement of more of them stays as it is.", lower_bound=1
+    "limit", None, "Ask the first N questions only; a result of more of them stays as it is.", lower_bound=1
 )
 OFFSET = flags.DEFINE_integer("offset", 0, "Of a benchmark, leave out the first N questions.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer(

@@ -28,7 +28,7 @@ def main(_):
     require_same(settings)
     if steps and steps[1] > settings.steps:
         raise UserError(f"--profile_steps={steps[0]},{steps[1]} ends after the run, which has {settings.steps} steps")
-    if loop.train(settings, WORKDIR.value, steps) < settings.steps:
+    if not loop.train(settings, WORKDIR.value, steps):
         sys.exit(STOPPED)
 
 

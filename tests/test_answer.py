@@ -165,6 +165,26 @@ def test_no_room_for_an_answer_is_refused(answerer):
         list(answerer.answer(MIXED[:1], 0))
 
 
+@pytest.mark.parametrize("decoding", [GREEDY, Decoding(beams=2), Decoding(temperature=1.0)])
+def test_what_the_context_of_the_model_cannot_hold_is_refused(answerer, decoding):
+    length = len(answerer.prompt(MIXED[2], [1]))
+    config = answerer.model.config
+    rope = dataclasses.replace(config.decoder.rope, max_positions=length + 3)
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, rope=rope))
+    short = dataclasses.replace(answerer, model=dataclasses.replace(answerer.model, config=config))
+    refused = f"the prompt has {length} tokens, which with an answer of 4 is more than the {length + 3} that fit"
+    fits, long = short.answer(MIXED[1:3], 4, decoding, skip=True)
+    assert fits.tokens and str(long).startswith(refused)
+    with pytest.raises(UserError, match=refused):
+        list(short.answer(MIXED[2:3], 4, decoding))
+    with pytest.raises(UserError, match=refused):
+        "".join(short.reply(MIXED[2], 4, decoding))
+    with short.serve(1) as server, answerer.serve(1, length=length) as shorter:
+        assert (server.engine.length, shorter.engine.length) == (length + 3, length)
+    with pytest.raises(UserError, match=f"more than the {length} that fit"):
+        answerer.request(MIXED[2], 1, decoding, length)
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match=f"no checkpoint at {tmp_path / 'nothing'}"):
         Answerer.load(tmp_path / "nothing")

@@ -12,6 +12,7 @@ import fixtures
 import programs
 from programs import Program, launch
 from test_benchmarks import ROOT
+from trol_jax import errors, version
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
 from trol_jax.evals import ask, runner
@@ -112,25 +113,84 @@ def test_it_goes_on_where_it_was_stopped(run, root, tmp_path, says):
     assert evaluate(run, root, tmp_path)[0]["value"] == result["value"] and not answerer.asked
 
 
-@pytest.mark.parametrize("change", [{"beams": 1}, {"max_new_tokens": 6}, {"cache": "int8"}, {"weight_kind": "int8"}])
-def test_answers_of_other_settings_are_never_mixed(run, root, tmp_path, says, change):
+def test_a_signal_that_was_swallowed_ends_it_all_the_same(run, root, tmp_path, says, monkeypatch):
+    monkeypatch.setattr(errors, "CAUGHT", [])
+    answerer = says()
+    reads = answerer.answer
+
+    def answer(questions, *options, skip):
+        for count, each in enumerate(reads(questions, *options, skip=skip), start=1):
+            if count == 3:  # in what answers, which goes on
+                errors.CAUGHT.append(signal.SIGTERM)
+            yield each
+
+    answerer.answer = answer
+    with pytest.raises(KeyboardInterrupt) as ended:
+        evaluate(run, root, tmp_path)
+    assert ended.value.args == (signal.SIGTERM,) and len(lines(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"beams": 1}, {"max_new_tokens": 6}, {"cache": "int8"}, {"weight_kind": "int8"}, "code"]
+)
+def test_answers_of_other_settings_or_code_are_never_mixed(run, root, tmp_path, says, change, monkeypatch):
     says()
     evaluate(run, root, tmp_path, limit=2)
     before = (tmp_path / "answers" / "pope.jsonl").read_bytes()
-    (stopped,) = evaluate(run, root, tmp_path, limit=2, **change)
+    if change == "code":
+        monkeypatch.setattr(version, "digest", lambda *_: "other")
+    (stopped,) = evaluate(run, root, tmp_path, limit=2, **({} if change == "code" else change))
     assert isinstance(stopped, UserError) and "pope.jsonl holds answers of another measurement" in str(stopped)
     assert (tmp_path / "answers" / "pope.jsonl").read_bytes() == before
 
 
-def test_a_question_that_changed_is_asked_again(run, root, tmp_path, says):
-    says()
-    evaluate(run, root, tmp_path / "out", limit=8)
-    changed = shutil.copytree(root, tmp_path / "root")
-    file = changed / "POPE" / "coco_pope_popular.json"
+def reworded(root):
+    file = root / "POPE" / "coco_pope_popular.json"
     file.write_text(file.read_text().replace("Is there a green", "Is there a blue", 1))
+
+
+def without_the_last(root):
+    file = root / "POPE" / "coco_pope_random.json"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+
+
+def with_another_picture(root):
+    (item, *_) = BENCHMARKS["pope"].read(Root(root))
+    Image.new("RGB", (32, 32)).save(root / item.images[0])
+
+
+@pytest.mark.parametrize("change", [reworded, without_the_last, with_another_picture])
+def test_answers_to_other_questions_stay_and_are_not_taken(run, root, tmp_path, says, change):
+    says()
+    evaluate(run, root, tmp_path / "out")
+    file, changed = tmp_path / "out" / "answers" / "pope.jsonl", shutil.copytree(root, tmp_path / "root")
+    assert evaluate(run, changed, tmp_path / "out")[0]["settings"]["asked"] == 0  # a copy is the same
+    change(changed)
+    before, answerer = file.read_text(), says()
+    (stopped,) = evaluate(run, changed, tmp_path / "out", limit=2)
+    number = 24 if change is without_the_last else 1
+    assert f"pope.jsonl, line {number} answers another question, or one with another picture" in str(stopped)
+    assert file.read_text() == before and not answerer.asked
+    if change is reworded:
+        file.write_text("".join(before.splitlines(keepends=True)[1:]))
+        evaluate(run, changed, tmp_path / "out")
+        assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
+
+
+def test_a_picture_may_come_while_others_are_asked_about(run, root, tmp_path, says):
+    late = shutil.copytree(root, tmp_path / "root")
+    *_, last = BENCHMARKS["pope"].read(Root(root))
+    (late / last.images[0]).unlink()
     answerer = says()
-    evaluate(run, changed, tmp_path / "out", limit=8)
-    assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
+    reads = answerer.answer
+
+    def answer(questions, *options, skip):
+        shutil.copy(root / last.images[0], late / last.images[0])
+        return reads(questions, *options, skip=skip)
+
+    answerer.answer = answer
+    (result,) = evaluate(run, late, tmp_path / "out")
+    assert (result["answered"], result["failed"]) == (24, 0)
 
 
 def test_parts_make_the_whole(run, root, tmp_path, says):
@@ -143,6 +203,20 @@ def test_parts_make_the_whole(run, root, tmp_path, says):
     assert whole["answered"] == 24 and not answerer.asked
     (stopped,) = evaluate(run, root, tmp_path, offset=24)
     assert "--offset=24 leaves out all of its 24 questions" in str(stopped)
+
+
+def test_a_result_of_more_questions_stays(run, root, tmp_path, says):
+    file, answerer = tmp_path / "pope.json", says()
+    assert [evaluate(run, root, tmp_path, limit=10)[0]["answered"] for _ in range(2)] == [10, 10]
+    assert evaluate(run, root, tmp_path, limit=5, offset=10)[0]["answered"] == 5  # of others
+    evaluate(run, root, tmp_path, limit=100)
+    before = file.read_bytes()
+    for part in (dict(limit=2), dict(offset=3), dict(offset=3, limit=2)):
+        (stopped,) = evaluate(run, root, tmp_path, **part)
+        assert str(stopped).startswith(f"pope: {file} is of 24 questions, these") and file.read_bytes() == before
+    assert evaluate(run, root, tmp_path)[0]["answered"] == 24 and len(answerer.asked) == 24
+    file.write_text("[]")
+    assert evaluate(run, root, tmp_path, limit=2)[0]["answered"] == 2
 
 
 def test_what_cannot_be_asked_is_a_line_and_asked_again(run, root, tmp_path, says):

@@ -201,6 +201,21 @@ def test_pictures_are_looked_for_where_they_are_wanted(tmp_path):
     assert "HallusionBench/HallusionBench.json, row 2: the picture" in str(second) and "cannot be read" in str(second)
 
 
+def test_names_that_no_file_can_have_make_bad_rows(tmp_path):
+    shutil.copytree(ROOT / "POPE", tmp_path / "POPE")
+    (tmp_path / "coco2014" / "val2014").mkdir(parents=True)
+    file = tmp_path / "POPE" / "coco_pope_popular.json"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row, name in zip(rows, ("x" * 300 + ".png", "\ud800.png"), strict=False):
+        row["image"] = name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    root = Root(tmp_path)
+    for row, each in enumerate(list(BENCHMARKS["pope"].read(root))[:2], start=1):
+        assert str(each).startswith(f"POPE/coco_pope_popular.json, row {row}: the picture")
+    (first, *_) = BENCHMARKS["pope"].read(Root(tmp_path, look=False))
+    assert root.spelled(first.images[0]) == first.images[0]
+
+
 def test_a_missing_benchmark_stops_no_other(tmp_path):
     shutil.copytree(ROOT / "ai2d", tmp_path / "ai2d")
     for name in ("ai2d", "seed", "mmmu", "mmstar"):

@@ -1,8 +1,10 @@
 """Checking the training data: each kind of damage is found and named, and work that was stopped goes on."""
 
+import errno
 import json
 import os
 import shutil
+import time
 
 import pytest
 from PIL import Image
@@ -17,7 +19,7 @@ from trol_jax.data.demo import write_demo
 from trol_jax.data.prompts import FORMATS
 from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import train_tokenizer
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 NAME = "sharegpt4v_instruct"
 ASK, ANSWER = ("human", "<image>\nWhat?"), ("gpt", "A shape.")
@@ -161,6 +163,17 @@ def test_a_file_that_is_missing_or_cut_does_not_end_the_check(root):
     assert [report.found.problems["file"] for report in reports] == [1, 0, 1]
     assert "does not exist" in reports[2].found.examples["file"][0][2]
     assert "ends" in reports[0].found.examples["file"][0][2]
+
+
+def test_a_disk_that_fails_makes_no_row_bad(root, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    write(root, [row(identity="1")])
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(StorageError, match="row 0, cannot be read: Input/output error"):
+        check.check_rows(str(root), NAME, [0], Rules())
 
 
 def test_a_stopped_check_goes_on_and_a_change_is_seen(root, monkeypatch):

@@ -55,6 +55,14 @@ def test_damaged_pictures_are_found_by_decoding(root):
     assert found.sound and found.questions > 0
 
 
+def test_parts_that_are_missing_are_named(tmp_path):
+    shutil.copytree(ROOT / "VisualWebBench", tmp_path / "VisualWebBench", ignore=shutil.ignore_patterns("webqa"))
+    shutil.copytree(ROOT / "MMMU", tmp_path / "MMMU")
+    whole, less, mmmu = *check(ROOT, ["visualwebbench"]), *check(tmp_path, ["visualwebbench", "mmmu"])
+    assert whole.sound and less.absent == ["webqa"] and len(mmmu.absent) == 30 - 4
+    assert not less.sound and f"; missing: webqa; the whole is from {SOURCES['visualwebbench'][1]}" in str(less)
+
+
 def test_a_folder_that_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         next(check(tmp_path / "nowhere"))

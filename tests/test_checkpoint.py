@@ -160,6 +160,15 @@ def test_after_a_return_to_an_earlier_step_the_new_one_stays(filled):
         assert checkpoints.all_steps() == [150, 300]
 
 
+def test_damaged_steps_do_not_count_among_those_that_stay(tmp_path):
+    fill(tmp_path, [1, 2, 6], keep=3)
+    with Checkpoints(tmp_path, keep=2, damaged=[6]) as checkpoints:
+        for step, stay in ((3, [2, 3, 6]), (5, [3, 5, 6]), (6, [5, 6]), (7, [6, 7])):
+            checkpoints.save(step, make_state(), data_state=DATA, config=CONFIG)
+            checkpoints.wait()
+            assert checkpoints.all_steps() == stay
+
+
 def test_a_step_saved_again_replaces_the_old_one(filled):
     state = make_state(1)
     with Checkpoints(filled) as checkpoints:

@@ -57,6 +57,21 @@ def test_each_step_of_the_recipe_trains_what_the_paper_says(name, step):
         values(name, "step1,lora")
 
 
+@pytest.mark.parametrize("name", ["trol_1_8b", "trol_3_8b", "trol_7b"])
+def test_the_commands_on_top_of_the_recipe_run_on_what_they_are_for(name):
+    module = importlib.import_module(f"configs.{name}")
+    text = module.__doc__.replace("\\\n", "")
+    commands = [line.split() for line in text.splitlines() if "-m launch.train " in line]
+    assert len(commands) == 4
+    for command in commands:
+        flags = dict(each.partition("=")[::2] for each in command if each.startswith("--"))
+        config = module.get_config(flags["--config"].partition(":")[2])
+        accumulation = int(flags.get("--config.accumulation", config.accumulation))
+        assert config.batch_size / accumulation % (64 if "--distributed" in flags else 8) == 0, command
+        others = flags.keys() - {"--config", "--workdir", "--config.accumulation", "--distributed"}
+        assert not others and flags["--workdir"] == f"runs/{name}_{flags['--config'].partition(':')[2]}"
+
+
 @pytest.mark.parametrize(("name", "argument"), CONFIGS)
 def test_every_config_file_gives_every_setting_and_no_other(name, argument):
     config = config_lib.from_dict(values(name, argument))
@@ -124,6 +139,7 @@ def test_the_quickstart_starts_from_its_tower():
         ("model.traversal.decode", "no", r"config\.model\.traversal\.decode is 'no', must be of type bool"),
         ("model.passes", 0, r"config\.model\.passes is 0"),
         ("seed", -1, r"config\.seed is -1, must be at least 0"),
+        ("seed", 2**32, r"config\.seed is 4294967296, must be at least 0 and less than 2\*\*32"),
         (
             "optimizer",
             values()["optimizer"] | {"lr": float("nan")},

@@ -1,8 +1,10 @@
 """Rows of large JSON files: found without parsing, wherever blocks end; offsets that are kept and known to be stale."""
 
+import errno
 import json
 import os
 import pickle
+import time
 import tracemalloc
 
 import pytest
@@ -13,7 +15,7 @@ from trol_jax.data import index, scan
 from trol_jax.data.index import places, row_index
 from trol_jax.data.records import JsonRecords
 from trol_jax.data.sources.filters import ByPicture
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 TRICKY = [
     {},
@@ -223,6 +225,34 @@ def test_what_is_sent_to_workers_is_small_and_tells_changes(write):
     write([{"n": n} for n in range(999)])
     with pytest.raises(UserError, match="has changed since this program began"):
         pickle.loads(sent)[0]
+
+
+def test_a_handle_that_is_stale_is_opened_anew(write, monkeypatch):
+    records = JsonRecords(write([{"n": n} for n in range(9)]))
+    stale, read = [records._open[0]], os.pread
+
+    def pread(descriptor, *where):
+        if not stale or descriptor in stale:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(descriptor, *where)
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "pread", pread)
+    assert records[5] == (5, {"n": 5})
+    stale.clear()
+    with pytest.raises(StorageError, match=f"{records.path}, row 5, cannot be read: Stale file handle"):
+        records[5]
+
+
+def test_a_file_that_fails_while_it_is_indexed_is_named(write, monkeypatch):
+    def fails(file, name):
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    path = write([{"n": 1}])
+    monkeypatch.setattr(scan, "array", fails)
+    with pytest.raises(StorageError, match=f"^{path} cannot be read: Input/output error"):
+        row_index(path)
 
 
 def test_a_missing_file(tmp_path):

@@ -94,7 +94,7 @@ def test_mm_vet_is_graded_and_what_is_no_grade_is_counted_and_not_averaged(tmp_p
     assert " | music <AND> angle | " in judge.prompts[0]
     assert (result["judge"], result["unjudged"], result["n"]) == ("function", 4, count - 4)
     assert result["value"] == 50
-    assert {"rec", "gen"} <= {*result["splits"]["capability"]} and "['rec', 'gen']" in result["splits"]["capabilities"]
+    assert {"rec", "gen"} <= {*result["splits"]["capability"]} and "gen, rec" in result["splits"]["capabilities"]
     assert scored("mm-vet", NoJudge(), tmp_path)["value"] is None
 
 

@@ -71,3 +71,12 @@ def test_a_base_that_is_gone_or_another_is_told(run, tmp_path):
         merge(path, tmp_path / "whole", base=path)
     assert not (tmp_path / "whole").exists()
     assert manifest.read(merge(path, tmp_path / "whole", base=tmp_path / "moved"))["step"] == 3
+
+
+@pytest.mark.parametrize("damaged", ["run", "base"])
+def test_nothing_is_made_of_what_is_damaged(run, tmp_path, damaged):
+    path, _ = run
+    fixtures.flip_bytes(step_dir := checkpoint.resolve(tmp_path / damaged))
+    with pytest.raises(UserError, match=f"checkpoint {step_dir} is damaged: state/"):
+        merge(path, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()

@@ -1,18 +1,23 @@
 """Samples of the sources as tokens, several to a row, and a loss that does not notice."""
 
 import dataclasses
+import errno
 import functools
 import json
 import shutil
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import fixtures
 import tiny
 from trol_jax import typed
+from trol_jax.data import images
 from trol_jax.data.demo import write_demo
 from trol_jax.data.encode import SampleEncoder, paired
 from trol_jax.data.mixture import Mixture, Part
@@ -21,7 +26,7 @@ from trol_jax.data.prompts import FORMATS
 from trol_jax.data.sources import open_sources
 from trol_jax.data.sources.sample import Sample
 from trol_jax.data.tokenizer import train_tokenizer
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 from trol_jax.ops.losses import next_token_loss
 from trol_jax.train import config as config_lib
 from trol_jax.train.loop import train
@@ -196,11 +201,58 @@ def test_data_of_which_most_is_bad_ends_the_run(root, caplog):
     for broken, why in ((("user", "what?"), "turn 1 is by the assistant"), (("user", "<image>what?"), "is broken")):
         turns = (broken, ("assistant", "nothing")) if "image" in broken[1] else (("assistant", "hello"),)
         samples = [Sample("web", str(i), turns, (b"no picture",) * ("image" in broken[1])) for i in range(2000)]
-        said = rf"of [\d,]+ samples cannot be used, the last of them: .*{why}"
+        said = rf"of the latest [\d,]+ samples cannot be used, the last of them: .*{why}"
         with Packer(samples, encoder(root), SHAPE, bad="skip") as packer, pytest.raises(UserError, match=said):
             [next(packer) for _ in range(50)]
         assert len(caplog.messages) == 101
         caplog.clear()
+
+
+def test_data_that_turns_bad_ends_the_run_soon(root):
+    text = Sample("web", "1", (("user", "what?"), ("assistant", "a red circle")), ())
+    picture = Sample("web", "2", (("user", "<image>what?"), ("assistant", "nothing")), (b"no picture",))
+    asked = []
+
+    class Samples:
+        def __getitem__(self, index):
+            asked.append(index)
+            return text if index < 3000 else bad
+
+    said = r"5\d\d of the latest [\d,]+ samples cannot be used"
+    for bad, last in ((picture, 5500), (Sample("web", "3", (), ()), 3700)):  # noqa: B007 (Samples has it)
+        with Packer(Samples(), encoder(root), SHAPE, bad="skip") as packer, pytest.raises(UserError, match=said):
+            [next(packer) for _ in range(9999)]
+        assert 3000 < max(asked) < last
+        asked.clear()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_storage_that_is_away_is_no_bad_data(root, family, tmp_path, monkeypatch):
+    """A folder of pictures that vanishes, and reads that fail for good, end a run that skips what is bad."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "1.png")
+    turns = ("user", "<image>what?"), ("assistant", "a circle")
+    samples = [Sample("web", str(i), turns, ("pictures/1.png",)) for i in range(3000)]
+
+    def read(away):
+        with Packer(samples, encoder(tmp_path, family), SHAPE, bad="skip", threads=1) as packer:
+            next(packer)
+            away()
+            [next(packer) for _ in range(40)]
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    said = r"sample \d+ of web: .*1.png cannot be read: Input/output error"
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=said):
+        read(lambda: [patch.setattr(*each, fails) for each in ((Path, "read_bytes"), (images.Image, "open"))])
+    with pytest.raises(StorageError, match=f"{folder} had pictures and has none now"):
+        read(lambda: (folder / "1.png").unlink())
+    folder.rmdir()
+    with pytest.raises(UserError, match=" of the latest "):  # it was never there
+        read(lambda: None)
 
 
 def test_a_position_is_of_its_data(root):

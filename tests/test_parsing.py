@@ -56,7 +56,9 @@ def test_the_rule_of_mmstar(answer, letter):
         ("robin or pelican", None),
         ("", None),
         ("D", None),
-        ("A pelican is what I see here", None),
+        ("A pelican is what I see here", "B"),  # by its text, where the article is too far from the end
+        ("A or B, so a pelican", "B"),
+        ("A bird that I have never seen", None),
         ("B. a bird with a large beak that it fills with fish", "B"),
     ],
 )

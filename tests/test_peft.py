@@ -37,7 +37,8 @@ def test_base_and_adapter_are_the_merged_model(family, table, tmp_path, caplog):
     pairs = load_file(tmp_path / "adapter" / peft.WEIGHTS)
     config = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
     assert told.startswith(f"{len(pairs)} matrices for ")
-    assert ("decoder/gate_bias" in caplog.text) == (table is TABLE)
+    assert ("decoder/gate_bias" in caplog.text) == (table is TABLE) and "trained beside" not in caplog.text
+    assert config["base_model_name_or_path"] is None
     base, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("hf_base", "hf_merged"))
     adapted = 0
     for name, expected in whole.items():
@@ -55,6 +56,19 @@ def test_base_and_adapter_are_the_merged_model(family, table, tmp_path, caplog):
         else:
             np.testing.assert_array_equal(base[name], expected, err_msg=name)
     assert not pairs and adapted >= 8
+
+
+def test_a_quantised_base_is_told(tmp_path, caplog):
+    table = (
+        *TABLE[:1],
+        (r"decoder/layers/block/(qkv|out)/kernel", "lora nf4"),
+        ("decoder/layers/block/up/kernel", "int8"),
+        TABLE[-1],
+    )
+    with fixtures.nano_variants():
+        run, _ = fixtures.save_adapted(tmp_path, "phi3", table)
+        peft.to_peft(run, tmp_path / "adapter")
+    assert "the pairs were trained beside kernels in nf4: " in caplog.text
 
 
 def test_the_command_line(tmp_path):

@@ -14,6 +14,7 @@ from programs import Program
 from test_train import error_line
 from trol_jax.errors import UserError
 from trol_jax.models.variants import VARIANTS
+from trol_jax.ops.losses import next_token_loss
 from trol_jax.sharding import cost, hlo, mesh, plan, report, rules, strategy, targets
 from trol_jax.sharding.strategy import Strategy
 
@@ -159,6 +160,20 @@ def test_the_closed_formula_is_within_a_percent():
     row = cost.forward(s.config, 2049, 1, 2049, 2, head_tokens=2048).total(2)
     formula = 2 * (3 * row + cost.loss_again(s.config, 2049))
     assert cost.traced(built.function.trace(*built.inputs).jaxpr) == pytest.approx(formula, rel=0.001)
+
+
+@pytest.mark.parametrize("head_is_trained", [False, True])
+def test_a_loss_in_pieces_asks_for_what_a_whole_one_does(head_is_trained):
+    config, tokens = tiny.config("phi3"), 1300
+    width, vocab = config.decoder.width, config.decoder.vocab
+    x, head, ids = (jnp.zeros(shape) for shape in ((1, tokens, width), (width, vocab), (1, tokens)))
+
+    def traced(chunk):
+        loss = lambda x, head: next_token_loss(x, head, ids.astype(int), ids == 0, chunk)[0]  # noqa: E731
+        return cost.traced(jax.make_jaxpr(jax.grad(loss, (0, 1) if head_is_trained else 0))(x, head))
+
+    asked = (2 + head_is_trained) * 2 * (tokens - 1) * width * vocab
+    assert traced(512) - cost.loss_again(config, tokens) == traced(tokens) == asked
 
 
 def test_traced_flops_count_scans_and_branches():

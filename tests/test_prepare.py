@@ -1,5 +1,6 @@
 """The mixture as a dataset of TensorFlow Datasets: the same samples, whoever stops the writing, whoever reads."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -21,7 +22,7 @@ from trol_jax.data.images import load_image
 from trol_jax.data.paths import resolve
 from trol_jax.data.sources import open_sources
 from trol_jax.data.sources.sample import Sample
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 FOLDER = f"{tfds.NAME}/{tfds.VERSION}"
 
@@ -155,6 +156,19 @@ def test_bad_samples_are_left_out_and_named(root, tmp_path):
     assert list(prepared.open_prepared(prepared.find(tmp_path / "none"))) == ["mathplus"]
 
 
+def test_storage_that_is_away_leaves_no_sample_out(root, tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    sources, away = open_sources(root, ["gllava_qa"]), pytest.raises(StorageError, match="cannot be read: Input/output")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with monkeypatch.context() as patch, away:
+        patch.setattr(Path, "read_bytes", fails)
+        prepare.prepare(sources, tmp_path / "output", bad="skip")
+    (line,) = prepare.prepare(sources, tmp_path / "output", bad="skip")
+    assert line["left_out"] == 0
+
+
 def test_pictures_that_other_readers_see_otherwise_become_plain(tmp_path):
     Image.new("CMYK", (8, 6), (0, 200, 200, 0)).save(tmp_path / "a.jpg")
     for how in prepare.PICTURES:
@@ -245,6 +259,22 @@ def test_damage_is_named(output, tmp_path):
     (folder / tfds.INFO).write_text("{}")
     with pytest.raises(UserError, match=r"dataset_info\.json does not describe a dataset"):
         prepared.open_prepared(folder)
+
+
+def test_prepared_data_that_fails_for_a_moment_is_read_again(output, monkeypatch):
+    source = prepared.open_prepared(prepared.find(output), ["mathplus"])["mathplus"]
+
+    class Stale:
+        def __getitem__(self, index):
+            raise RuntimeError("pread() failed: Stale file handle; reading shard; at byte 0")
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    good, source._records = source[1], Stale()
+    assert source[1] == good
+    monkeypatch.setattr(prepared, "ArrayRecordDataSource", lambda _: Stale())
+    source._records = Stale()
+    with pytest.raises(StorageError, match=r"mathplus.*, record 1, cannot be read: .*Stale file handle"):
+        source[1]
 
 
 def test_prepared_data_names_no_file_beyond_its_folder(output, tmp_path):

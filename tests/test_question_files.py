@@ -11,6 +11,7 @@ from trol_jax.errors import UserError
 from trol_jax.evals import prepare
 from trol_jax.evals.benchmarks import BENCHMARKS, mme, textvqa
 from trol_jax.evals.files import Root
+from trol_jax.evals.items import Item
 
 AI2D, MME, WITH_OCR, WITHOUT_OCR = dict.fromkeys(way.file for way in prepare.WAYS)
 NAMES = ("ai2d", "mme", "textvqa", "textvqa_no_ocr")
@@ -69,6 +70,15 @@ def test_files_are_those_of_the_original(root, tmp_path):
         "category": "default",
     }
     assert before == {file: file.read_bytes() for file in before}
+
+
+def test_names_of_mme_may_have_periods_and_a_text_may_be_none_of_questions(root):
+    write(root / mme.FOLDER / "count/a.b.txt", "Are there two?\tYes\n")
+    write(root / mme.FOLDER / "count/a.b.png", "")
+    write(root / mme.FOLDER / "count/readme.txt", "Counts of things.\nYes\tand more\n")
+    assert outcome(root)[MME].startswith("85 questions")
+    items = {item.id: item.gold for item in BENCHMARKS["mme"].read(Root(root)) if isinstance(item, Item)}
+    assert len(items) == 42 + 1 and items["count/a.b.png"] == "yes"
 
 
 def test_what_is_made_is_read(root):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from programs import Program, launch
 from test_benchmarks import ROOT, write_answers
+from trol_jax import version
 from trol_jax.errors import UserError
 from trol_jax.evals import score
 from trol_jax.evals.report import compare, figures, runs, samples, splits, tables, write
@@ -87,7 +88,7 @@ def test_runs_stand_beside_published_rows(found):
     assert good["POPE"] == "45.8 ± 9.9" and (good["Scoring"], good["Judge"], good["Version"]) == (
         "trol",
         "none",
-        "0.1.0",
+        version.of(version.SCORING),
     )
     assert {good[name] for name in ("SQA-IMG", "MME", "MathVista", "LLaVA-W")} == {tables.DASH}  # llava has no judge
     assert good["MMB"] == "33.3 ± 19.2" and "MMB is mmbench_dev of good-7B, bad, other." in small.notes
@@ -103,6 +104,24 @@ def test_a_part_of_the_questions_is_marked_and_judges_are_named():
     table = tables.paper_table("Closed-source LLVMs", [part])
     assert row(table, "run")["MME"] == "50 ± 1*" and row(table, "run")["AI2D"] == "50.0 ± 1.0"
     assert row(table, "run")["Judge"] == "m (host): MME" and any(note.startswith("*") for note in table.notes)
+
+
+def test_parts_that_are_absent_are_marked_and_named():
+    part = made(visualwebbench=[1], how=dict(absent=["webqa"]))
+    assert tables.value(part.results["visualwebbench"], "") == "50.0 ± 1.0*"
+    assert "run lacks of visualwebbench: webqa." in tables.everything([part]).notes
+
+
+def test_it_is_said_that_judges_are_asked_in_other_words_than_the_authors():
+    for title in runs.published()["tables"]:
+        assert "does not compare exactly" in " ".join(tables.paper_table(title, [made(pope=[1])]).notes)
+
+
+def test_results_without_absent_are_read(tmp_path):
+    (tmp_path / "pope.json").write_text(json.dumps(vars(made(pope=[1]).results["pope"])))
+    text = (tmp_path / "pope.json").read_text().replace(', "absent": []', "")
+    (tmp_path / "pope.json").write_text(text)
+    assert "absent" not in text and runs.read_result(tmp_path / "pope.json").absent == []
 
 
 def test_results_of_two_scorings_are_two_rows():
@@ -126,7 +145,7 @@ def test_parts_of_benchmarks_stand_side_by_side(found):
     assert {*by_name} >= {"pope", "mmmu", "hallusionbench"} and "llava" not in by_name
     parts = {line.cells[0]: line.cells[1:] for line in by_name["pope"].lines}
     assert parts["popular / tp"][0] == "3" and parts["mean / f1"][:2] == (tables.DASH, tables.DASH)
-    assert "good-7B: scoring trol, judge none, version 0.1.0." in by_name["pope"].notes
+    assert f"good-7B: scoring trol, judge none, version {version.of(version.SCORING)}." in by_name["pope"].notes
     parts = {line.cells[0]: line.cells[1:] for line in by_name["hallusionbench"].lines}
     assert parts["category / VD"][0] == "66.7 ± 19.2 (n 6)"
 

@@ -157,6 +157,37 @@ def test_what_lacks_an_answer_is_no_right_question_or_figure_of_hallusionbench(t
     assert splits(["yes", "no", "yes", None], bad) == [(pytest.approx(200 / 3), 3), (100, 1), (0, 1)]
 
 
+def test_a_picture_of_mme_without_both_answers_counts_for_accuracy_alone(tmp_path):
+    folder = tmp_path / "MME_Benchmark_release_version"
+    (folder / "count").mkdir(parents=True)
+    rows = [
+        {"question_id": f"count/{name}.jpg", "image": f"count/{name}.jpg", "text": text, "category": "count"}
+        for name in "abc"
+        for text in ("One?", "Two?")
+    ]
+    for name in "abc":
+        (folder / "count" / f"{name}.txt").write_text("One?\tYes\nTwo?\tNo\n")
+
+    def measured(said, rows=rows, scoring="standard", **more):
+        (folder / "llava_mme.json").write_text(json.dumps(rows))
+        lines = [{"index": index, "id": None, "answer": answer} for index, answer in enumerate(said) if answer]
+        (tmp_path / "mme.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        options = dict(scoring=scoring, bad_rows="skip", **more)
+        return score.score_one(score.BENCHMARKS["mme"], tmp_path, tmp_path, tmp_path / "out", **options)
+
+    right, no = ["yes", "no"], None
+    assert measured(right * 2 + ["no", "no"])["value"] == pytest.approx(100 * 5 / 6 + 100 * 2 / 3)
+    less = measured(right * 2 + ["yes", no])
+    assert (less["value"], less["n"], less["missing"]) == (pytest.approx(200), 5, 1)
+    assert measured(right * 3, part=slice(0, 5))["value"] == pytest.approx(200)
+    assert measured(right * 3, part=slice(0, 1))["value"] is None
+    bad = [*rows[:5], rows[5] | {"text": "Three?"}]
+    assert measured(right * 3, bad)["value"] == pytest.approx(200)
+    assert measured(right * 3, [*rows[:5], 7])["value"] == pytest.approx(200)  # whose picture is not known
+    assert measured([*right * 2, "yes", no], scoring="trol")["value"] == pytest.approx(100 + 100 * 2 / 3)
+    assert len(less["absent"]) == 13
+
+
 def test_the_source_of_answers_is_told(answers, tmp_path):
     change(answers, lambda lines: lines.__setitem__(0, lines[0].replace("}", ', "source": "run a, beams 5"}')))
     assert result(answers, tmp_path)["settings"]["source"] == "run a, beams 5"
@@ -215,6 +246,27 @@ def test_missing_and_failed_answers_are_counted_and_left_out(answers, tmp_path):
     found = result(answers, tmp_path / "out", bad_rows="skip")
     counts = {name: found[name] for name in ("n", "failed", "missing", "bad_rows")}
     assert counts == {"n": 21, "failed": 1, "missing": 2, "bad_rows": 1}
+
+
+@pytest.mark.parametrize(
+    "name, trol, standard",
+    [
+        ("visualwebbench", ["web_caption", "webqa"], ["web_caption", "webqa"]),
+        ("chartqa", [], ["human"]),  # which the original does not ask
+        ("pope", [], []),
+    ],
+)
+def test_parts_that_a_root_lacks_are_told(tmp_path, name, trol, standard):
+    root = shutil.copytree(ROOT, tmp_path / "root")
+    for task in ("web_caption", "webqa"):
+        shutil.rmtree(root / "VisualWebBench" / task)
+    write_answers(tmp_path / "answers", name)
+    for scoring, absent in (("trol", trol), ("standard", standard)):
+        how = dict(scoring=scoring, bad_rows="skip")
+        (found,) = score.score(root, [name], tmp_path / "answers", tmp_path / "out", **how)
+        assert found["absent"] == absent and json.loads((tmp_path / "out" / f"{name}.json").read_text()) == found
+        assert (f", without {', '.join(absent)} (" in score.report(found)) == bool(absent)
+    assert result(tmp_path / "answers", tmp_path / "out", name, bad_rows="skip")["absent"] == []
 
 
 def test_bad_questions_are_left_out_with_their_answers(answers, tmp_path):

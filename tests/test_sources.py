@@ -1,10 +1,12 @@
 """Every source's rows against the samples they should become, and damage named by file, row and field."""
 
+import errno
 import json
 import os
 import pathlib
 import pickle
 import sys
+import time
 import types
 
 import pyarrow
@@ -15,7 +17,7 @@ from PIL import Image
 from trol_jax.data import check, index, parquet, prepare
 from trol_jax.data.demo import GEOMETRY, PROBLEM, SOLUTION
 from trol_jax.data.sources import SOURCES, Sample, Source, Spec, open_sources
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 BENCH = [
     {"from": "human", "value": "<image>\nWhat is on the bench?"},
@@ -289,6 +291,28 @@ def test_large_groups_are_cut_once_and_again_when_the_file_changes(tmp_path, mon
             patch.setattr(parquet, "writing", None)
             assert parquet.ParquetRecords(path)[5] == (5, solutions(6)[5])
     assert sorted(os.listdir(tmp_path)) == ["mathplus.parquet", "mathplus.parquet.groups"]
+
+
+def test_parquet_that_fails_for_a_moment_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "mathplus.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(solutions(9), SOLUTION), path)
+    records, opened = parquet.ParquetRecords(path), []
+
+    class File(pyarrow.parquet.ParquetFile):
+        def read_row_group(self, *args, **options):
+            opened.append(self)
+            if failing(self):
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return super().read_row_group(*args, **options)
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", File)
+    failing = lambda file: file is opened[0]  # noqa: E731
+    assert records[5] == (5, solutions(9)[5]) and len(opened) == 2
+    records._reset()
+    failing = lambda file: True  # noqa: E731
+    with pytest.raises(StorageError, match=f"{path}, rows 0 to 8 cannot be read: .*Stale file handle$"):
+        records[5]
 
 
 def test_damaged_parquet_is_named(tmp_path):

@@ -103,7 +103,7 @@ def test_unknown_studies_and_rows_are_named(flags, message):
 
 
 def test_a_study_that_is_stopped_measures_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(grid.loop, "train", lambda config, run: config.steps - 1)
+    monkeypatch.setattr(grid.loop, "train", lambda config, run: False)
     monkeypatch.setattr(grid.runner, "evaluate", None)
     with fixtures.nano_variants(), pytest.raises(SystemExit) as stopped:
         next(grid.measure(rows(), fixtures.save_run(tmp_path / "tower"), tmp_path / "study", seeds=1))
@@ -133,3 +133,12 @@ def test_a_study_trains_measures_and_goes_on(tmp_path, capsys):
         other = fixtures.save_run(tmp_path / "other", "internlm2")
         with pytest.raises(UserError, match="is a tower of internlm2, row two is of phi3; choose rows of one family"):
             next(grid.measure(study, other, tmp_path / "study", seeds=1))
+
+
+def test_nothing_is_grafted_from_a_damaged_tower(tmp_path):
+    with fixtures.nano_variants():
+        tower = fixtures.save_run(tmp_path / "tower", objective="words")
+        fixtures.flip_bytes(tower / "checkpoints" / "1")
+        with pytest.raises(UserError, match=r"checkpoint .*tower/checkpoints/1 is damaged: state/"):
+            grid.graft(tower, fixtures.run_config().model, 0, tmp_path / "start")
+    assert not (tmp_path / "start").exists()

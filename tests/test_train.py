@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import fixtures
 import programs
 from programs import Program
 from test_ask import root  # noqa: F401
@@ -108,6 +109,31 @@ def test_adapters_over_a_quantised_base_go_on_to_the_bit(whole, tmp_path):
         np.testing.assert_array_equal(again[name], finished[name], err_msg=name)
     line = error_line(run(tmp_path / "new", *lora[1:]))
     assert "config.start_from must name the checkpoint" in line
+
+
+def test_a_base_is_looked_at_each_time_and_may_be_moved(whole, tmp_path):
+    table = '(("decoder/layers/block/.*/kernel", "lora nf4"), ("projector/.*", "train"), (".*", "freeze"))'
+    lora = [f"--config.parameters={table}", "--config.lora.rank=4", "--config.lora.alpha=4.0", "--config.steps=2"]
+    first, moved, workdir = tmp_path / "first", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(whole, first)
+    status, _, err = run(workdir, f"--config.start_from={first}", "--config.checkpoint_every=1", *lora)
+    assert status == 0, err
+    line = error_line(run(tmp_path / "next", f"--config.start_from={workdir}", *lora))
+    assert "config.start_from: " in line and f"launch.merge --checkpoint={workdir}/checkpoints/2" in line
+    shutil.rmtree(workdir / "checkpoints/2")
+    first.rename(moved)
+    line = error_line(run(workdir, f"--config.start_from={whole}/checkpoints/{STEPS - 3}", *lora))
+    assert "holds a run with other settings (config.start_from: " in line
+    fixtures.flip_bytes(checkpoint.resolve(moved))
+    line = error_line(run(workdir, f"--config.start_from={moved}", *lora))
+    assert f"config.start_from: checkpoint {moved}/checkpoints/{STEPS} is damaged: state/" in line
+    assert "bring back a copy" in line
+    shutil.rmtree(moved)
+    shutil.copytree(whole, moved)
+    status, out, err = run(workdir, f"--config.start_from={moved}", *lora)
+    assert status == 0 and "going on from step 1 of 2" in out, err
+    stored = checkpoint.read_json(workdir / "checkpoints/2", "base.json")
+    assert stored["path"] == f"{moved}/checkpoints/{STEPS}"
 
 
 def test_a_run_starts_with_the_parameters_of_another(whole, tmp_path):
@@ -212,6 +238,23 @@ def test_sigterm_saves_and_goes_on(tmp_path):
     assert f"config.start_from: {workdir} is at step {step} of {STEPS}; let it finish, or name " in line
     status, out, _ = run(workdir, f"--config.steps={STEPS}")
     assert status == 0 and f"going on from step {step}" in out
+
+
+def test_sigterm_ends_an_evaluation_and_the_next_start_does_it(tmp_path):
+    workdir, beat = tmp_path / "run", tmp_path / "run" / "heartbeat.json"
+    flags = ["--config.steps=2", "--config.evaluation.every=2", "--config.optimizer.warmup=3"]
+    process = start(workdir, *flags, "--config.evaluation.rows=1000000")
+    while process.poll() is None and not (beat.exists() and json.loads(beat.read_text())["state"] == "evaluating"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = process.wait(60)
+    assert status == STOPPED and "stopped by SIGTERM after step 2 of 2" in out, err
+    assert "optimizer.warmup is 3, and after 2 steps the rate is not yet lr" in out
+    assert json.loads(beat.read_text())["state"] == "stopped" and not (workdir / "evaluations").exists()
+    status, _, err = run(workdir, *flags, "--config.evaluation.rows=2")
+    assert status == 0 and "held_out/loss" in json.loads((workdir / "evaluations/2/evaluation.json").read_text()), err
+    assert json.loads(beat.read_text())["state"] == "done"
+    assert "already trained to step 2" in run(workdir, *flags, "--config.evaluation.rows=2")[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -1,8 +1,11 @@
 """What keeps a long run going, and what tells of it: bad steps, passing failures, notices, heartbeat."""
 
+import contextlib
+import dataclasses
 import errno
 import http.server
 import json
+import math
 import sys
 import threading
 import time
@@ -14,6 +17,8 @@ import numpy as np
 import optax
 import pytest
 
+import fixtures
+from test_benchmarks import ROOT
 from trol_jax import checkpoint
 from trol_jax.data.images import load_image
 from trol_jax.data.mixture import HeldOut, Rest
@@ -21,7 +26,8 @@ from trol_jax.data.pipeline import Restarting
 from trol_jax.errors import Diverged, UserError
 from trol_jax.ops.losses import next_token_loss
 from trol_jax.retry import retry
-from trol_jax.train import loop, optimizer, step, watch
+from trol_jax.train import evaluation, loop, optimizer, step, watch
+from trol_jax.train.config import EvaluationOptions
 from trol_jax.train.evaluation import keep_best
 from trol_jax.train.guard import Guard
 from trol_jax.train.metrics import Metrics
@@ -30,24 +36,33 @@ from trol_jax.train.metrics import Metrics
 # ---------------------------------------------------------------------- bad steps
 @pytest.fixture(scope="module")
 def toy():
-    """One step of a "model" whose loss is the square of its parameter, times what the batch says."""
+    """A step by `skip_norm` of a "model" whose loss is the square of its parameter, times what the batch says."""
     step.OBJECTIVES["toy"] = lambda model, params, batch, rng, z_loss: {
         "loss": (jnp.sum(batch["times"] * params["w"] ** 2), jnp.float32(1))
     }
     adam = optax.adam(0.1)
-    run = step.make_train_step(None, adam, optax.constant_schedule(0.1), objective="toy", skip_norm=10.0)
-    yield step.init_state({"w": jnp.ones(3)}, adam), jax.jit(run)
+    made = dict(objective="toy", skip_norm=10.0), dict(objective="toy", skip_norm=math.inf)
+    runs = {each["skip_norm"]: jax.jit(step.make_train_step(None, adam, lambda _: 0.1, **each)) for each in made}
+    yield step.init_state({"w": jnp.ones(3)}, adam), runs
     del step.OBJECTIVES["toy"]
 
 
-@pytest.mark.parametrize(("times", "good"), [(1.0, True), (100.0, False), (float("nan"), False)])
-def test_a_bad_gradient_changes_nothing(toy, times, good):
-    state, run = toy
-    new, metrics = run(state, {}, {"times": jnp.float32(times)})
+@pytest.mark.parametrize("skip_norm", [10.0, math.inf])
+@pytest.mark.parametrize("times", [1.0, 100.0, 1e25, math.inf, math.nan])  # the square of the third overflows
+def test_a_bad_gradient_changes_nothing(toy, skip_norm, times):
+    state, runs = toy
+    good = times == 1 or (times == 100 and skip_norm == math.inf)
+    new, metrics = runs[skip_norm](state, {}, {"times": jnp.float32(times)})
     assert metrics["skipped"] == (0 if good else 1)
     assert new.step == 1 and new.opt_state[0].count == 1
     for now, before in [(new.params["w"], state.params["w"]), (new.opt_state[0].mu["w"], state.opt_state[0].mu["w"])]:
         assert bool((now == before).all()) != good
+
+
+def test_a_longest_gradient_holds_without_skips_too():
+    for skips, skip_norm, longest in ((0, 0.0, None), (3, 0.0, math.inf), (3, 5.0, 5.0), (0, 5.0, 5.0)):
+        options = fixtures.run_config().optimizer
+        assert dataclasses.replace(options, skips=skips, skip_norm=skip_norm).longest() == longest
 
 
 def values(loss=1.0, norm=1.0, skipped=0.0):
@@ -64,7 +79,7 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path):
         assert told[0] == "step 1 is left out: loss nan, grad_norm nan, lr 0.10000000149011612" and len(told) == 4
         guard.next(6, bad)
         with pytest.raises(
-            Diverged, match=r"3 bad steps in a row, and config\.optimizer\.skips is 2; the last is step 6"
+            Diverged, match=r"bad steps in a row: 3, and config\.optimizer\.skips is 2; the last is step 6"
         ):
             guard.now()
         strict = Guard(0, checkpoints, told.append)
@@ -191,12 +206,38 @@ def test_the_best_checkpoint_stays(tmp_path):
             keep_best("held_out/loss", number, {"held_out/loss": loss}, checkpoints)
         assert checkpoints.all_steps() == [2, 4]
         assert checkpoint.resolve(tmp_path / "best") == directory / "2" and checkpoint.resolve(tmp_path).name == "4"
-        for number, value in ((4, 9.0), (2, 9.0), (2, 8.0)):
+        checkpoints.keep_best({"step": 2, "metric": "pope", "value": math.nan})
+        for number, value in ((2, math.inf), (4, math.nan), (4, 9.0), (2, 9.0), (2, 8.0), (2, math.nan)):
             keep_best("pope", number, {"pope": value}, checkpoints)
         assert checkpoint.read_best(directory) == {"step": 4, "metric": "pope", "value": 9.0}
     (directory / checkpoint.BEST).write_text("{")
     with pytest.raises(UserError, match="no checkpoint at"):
         checkpoint.resolve(tmp_path / "best")
+
+
+@pytest.mark.parametrize(
+    ("name", "scored"), [("mm-vet", False), ("vqav2", False), ("mathvista", False), ("pope", True)]
+)
+def test_the_best_is_a_benchmark_that_has_a_value(name, scored, tmp_path):
+    options = EvaluationOptions(every=1, benchmarks=(name,), root=str(ROOT), best=name)
+    made = evaluation.Evaluation(fixtures.run_config(evaluation=options), tmp_path, None, None, print)
+    said = rf"config\.evaluation\.best is {name}, which has no value while a run trains \("
+    with contextlib.nullcontext() if scored else pytest.raises(UserError, match=said):
+        made.check()
+
+
+def test_questions_are_left_between_two_answers(monkeypatch):
+    def look():
+        if len(given) == 2:
+            raise evaluation.Interrupted
+
+    given = []
+    monkeypatch.setattr(evaluation.Answerer, "answer", lambda self, questions: iter(questions))
+    answerer = evaluation.Watched(None, {}, None, "", look=look)
+    with pytest.raises(evaluation.Interrupted):
+        for each in answerer.answer([1, 2, 3]):
+            given.append(each)
+    assert given == [1, 2]
 
 
 # ---------------------------------------------------------------------- notices
@@ -242,6 +283,12 @@ def test_the_heartbeat_says_how_it_ended(tmp_path):
         heart.beat("training", 5)  # too soon
         assert (read()["state"], read()["step"], read()["steps"]) == ("training", 4, 9)
     assert (read()["state"], read()["step"]) == ("stopped", 5)
+    with watch.Heartbeat(tmp_path, 9, 9) as heart:
+        heart.beat("evaluating", 9)
+    assert read()["state"] == "stopped"  # in the midst of it
+    with watch.Heartbeat(tmp_path, 9, 9) as heart:
+        heart.beat("done", 9)
+    assert read()["state"] == "done"
     with pytest.raises(UserError), watch.Heartbeat(tmp_path, 3, 9):
         raise UserError("no\n  room")
     assert read()["error"] == "UserError: no room" and read()["state"] == "failed"
@@ -261,6 +308,19 @@ def test_metrics_go_to_weights_and_biases_too(tmp_path, monkeypatch):
     assert options["project"] == "trol" and options["config"] == {"seed": 1} and options["resume"] == "allow"
     assert options["id"].startswith(f"{tmp_path.name}-") and status == 0
     assert logged == (1, {"loss": 1.0, "gate_mean/0": 0.5, "gate_mean/1": 0.25})
+    told = []
+    run.log = run.finish = fails = lambda *_, **__: failing(1)(None)
+    with Metrics(tmp_path, 0, 9, "trol") as metrics:
+        metrics.tell = told.append
+        for number in (1, 2):
+            metrics.write(number, {"loss": 1.0})
+    assert told == ["Weights & Biases takes no metrics (OSError: [Errno 5] away); the run goes on, and has them itself"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    fake.init = fails
+    with pytest.raises(
+        UserError, match=r"^config\.wandb: trol cannot be opened: OSError: \[Errno 5\] away; wandb login"
+    ):
+        Metrics(tmp_path, 0, 9, "trol")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="wandb is not installed: pip install wandb"):
         Metrics(tmp_path, 0, 9, "trol")

@@ -21,7 +21,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,13 +65,14 @@ class Checkpoints:
     """The checkpoints of one run, for the process that writes them. Readers need only the functions below.
 
     `keep` steps stay on disk, and the best. Leftovers of a killed run are removed at once. Close it, or use `with`.
+    damaged: steps that do not count among them; they stay until they are saved again.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3, damaged: Collection[int] = ()):
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must stay")
         self.directory = Path(directory).absolute()
-        self.keep = keep
+        self.keep, self.damaged = keep, set(damaged)
         self._written = threading.Event()  # nothing is being written; an interrupted join would forget its thread
         self._written.set()
         self._error: UserError | None = None
@@ -222,7 +223,8 @@ class Checkpoints:
         manifest.sync(self.directory)
         # After a return to an earlier step there may be higher ones: what was just written stays in any case.
         best = (read_best(self.directory) or {}).get("step")
-        others = [other for other in self.all_steps() if other not in (step, best)]
+        self.damaged.discard(step)
+        others = [other for other in self.all_steps() if other not in (step, best, *self.damaged)]
         doomed += [self._set_aside(old) for old in others[: max(0, len(others) + 1 - self.keep)]]
         for path in doomed:
             shutil.rmtree(path)
@@ -252,7 +254,7 @@ class Checkpoints:
 def restore(path: str | os.PathLike, abstract_state: Any) -> Restored:
     """As `Checkpoints.restore`, from any path that `resolve` takes."""
     step_dir = resolve(path)
-    _require_sound(step_dir)
+    require_sound(step_dir)
     state = _read_arrays(step_dir, abstract_state)
     data_state, config = (json.loads((step_dir / name).read_bytes()) for name in (DATA, CONFIG))
     return Restored(manifest.read(step_dir)["step"], state, data_state, config)
@@ -287,7 +289,7 @@ def stored_params(step_dir: str | os.PathLike, abstract_params: Any) -> dict[str
 
 def arrays_in(step_dir: str | os.PathLike, within: str = "") -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the arrays whose names begin with `within`, which is cut off; after all checksums agree."""
-    _require_sound(Path(step_dir))
+    require_sound(step_dir)
     return {
         name.removeprefix(within): jax.ShapeDtypeStruct(array["shape"], array["dtype"])
         for name, array in manifest.read(step_dir)["arrays"].items()
@@ -317,7 +319,7 @@ def open_array(step_dir: str | os.PathLike, name: str) -> tensorstore.TensorStor
 
 def read_file(step_dir: str | os.PathLike, name: str) -> bytes:
     """A file stored beside the arrays, such as the tokenizer, checked on its own."""
-    _require_sound(Path(step_dir), only=[name])
+    require_sound(step_dir, only=[name])
     return (Path(step_dir) / name).read_bytes()
 
 
@@ -400,8 +402,9 @@ def lock(directory: Path, shown: Path | None = None) -> int:
     return descriptor
 
 
-def _require_sound(step_dir: Path, only: list[str] | None = None) -> None:
-    step_dir = step_dir.absolute()
+def require_sound(step_dir: str | os.PathLike, only: list[str] | None = None) -> None:
+    """UserError unless all checksums agree, of the manifest and the files `only`, by default all."""
+    step_dir = Path(step_dir).absolute()
     problems = verify(step_dir, only)
     if not problems:
         return

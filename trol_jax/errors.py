@@ -10,10 +10,23 @@ class UserError(ValueError):
     status = 2
 
 
+class StorageError(UserError):
+    """Files that cannot be had now, whatever is in them: no sample is bad for that, and none is left out."""
+
+
 class Diverged(UserError):
     """Training that came to nothing: started again it would do so again."""
 
     status = 3
+
+
+CAUGHT: list[int] = []  # numbers of the signals that came, each of which raised KeyboardInterrupt (launch.cli)
+
+
+def look_for_signals() -> None:
+    """Raises KeyboardInterrupt again where a signal came: foreign code that it fell into may have swallowed it."""
+    if CAUGHT:
+        raise KeyboardInterrupt(CAUGHT[-1])
 
 
 STOPPED = 75  # of a program that was told to stop, and did so with everything saved: start it again (EX_TEMPFAIL)

@@ -21,11 +21,12 @@ class Journal:
     def __init__(self, path: Path, source: str, added: Collection[str], key: str = "id"):
         self.path, self.source, self.key, self.added = path, source, key, {key, "source", *added}
 
-    def read(self, asked: Mapping[Hashable, Mapping], tidy: bool = True) -> dict[Hashable, dict]:
-        """Lines by key, of those whose question is what is `asked` under it; others leave the file if it is to be
-        `tidy`, as does one that was being written.
+    def read(self, asked: Mapping[Hashable, Mapping], strict: bool = False) -> dict[Hashable, dict]:
+        """Lines by key, of those whose question is what is `asked` under it; others leave the file, as does one that
+        was being written.
 
         UserError for a file of another source, whose answers may have taken long, and for one that holds no answers.
+        strict: also for a line with the answer to another question; the file stays as it is in any case.
         """
         with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,12 @@ class Journal:
                 )
             if wanted is not None and self._question(wanted) == self._question(old):
                 known[old[self.key]] = old
-        if tidy and len(known) < len(lines):
+            elif strict and "error" not in old:
+                raise UserError(
+                    f"{self.path}, line {number} answers another question, or one with another picture, than has the "
+                    f"{self.key} {old[self.key]} here; write to another file, or remove the line to ask anew"
+                )
+        if not strict and len(known) < len(lines):
             self.write(known.values())
         return known
 

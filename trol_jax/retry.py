@@ -13,13 +13,17 @@ NAMES = (
 PASSING = frozenset(getattr(errno, name) for name in NAMES.split() if hasattr(errno, name))  # network disks say these
 
 
+def may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
 def retry(call: Callable[..., T], *args) -> T:
     """call(*args), again after an OSError that may pass."""
     for wait in WAITS:
         try:
             return call(*args)
         except OSError as error:
-            if error.errno not in PASSING:
+            if not may_pass(error):
                 raise
             time.sleep(wait)
     return call(*args)

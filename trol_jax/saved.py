@@ -24,13 +24,23 @@ class Base:
 
     @classmethod
     def of(cls, step_dir: Path) -> "Base":
+        checkpoint.require_sound(step_dir, only=[])  # the manifest alone
         return cls(str(step_dir), manifest.identity(step_dir))
 
     def find(self) -> Path:
-        """Its step directory. UserError if it is gone, or is another now."""
+        """Its step directory. UserError if it is gone, or is another now; its arrays are not looked at."""
         step_dir = checkpoint.resolve(self.path)
-        if (found := manifest.identity(step_dir)) != self.identity:
+        if (found := Base.of(step_dir).identity) != self.identity:
             raise UserError(f"{step_dir} is {found}; the run began with {self.identity}: bring that back")
+        return step_dir
+
+    def find_sound(self) -> Path:
+        """The same, after all checksums agree."""
+        step_dir = self.find()
+        if problems := manifest.verify(step_dir):
+            raise UserError(
+                f"checkpoint {step_dir} is damaged: {problems[0]}; the run needs this very one: bring back a copy"
+            )
         return step_dir
 
 

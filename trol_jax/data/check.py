@@ -18,7 +18,7 @@ from trol_jax.data.prompts import FORMATS
 from trol_jax.data.sources import IMAGE, SOURCES, Sample, Source
 from trol_jax.data.sources.sample import ASSISTANT, USER
 from trol_jax.data.tokenizer import Tokenizer
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 ERROR, WARNING = "error", "warning"  # training leaves the sample out, or fails; it uses it, not quite as meant
 KINDS = {
@@ -135,6 +135,8 @@ def check_rows(root: str, name: str, indexes: Iterable[int], rules: Rules) -> Fi
         found.rows += 1
         try:
             row, sample = source.read(index)
+        except StorageError:
+            raise
         except UserError as error:
             found.add("row", None, "", str(error))
             ids.append(f"\0{index}")  # equal to no other

@@ -56,7 +56,7 @@ class SampleEncoder:
         try:
             return self._encode(sample)
         except UserError as error:
-            raise UserError(f"sample {sample.id} of {sample.source}: {error}") from None
+            raise type(error)(f"sample {sample.id} of {sample.source}: {error}") from error
 
     def _encode(self, sample: Sample) -> Encoded:
         pairs = paired(sample.turns)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trol_jax.errors import UserError
-from trol_jax.retry import retry
+from trol_jax.errors import StorageError, UserError
+from trol_jax.retry import may_pass, retry
 
 MAX_PIXELS = 40_000_000
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -52,15 +52,18 @@ def _explained(name: str):
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{name} does not exist") from None
+    except FileNotFoundError as error:
+        raise UserError(f"{name} does not exist") from error
     except (IsADirectoryError, PermissionError) as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
     except UnidentifiedImageError:
         raise UserError(f"{name} is not a picture ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
-    except Exception as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        if may_pass(error):
+            raise StorageError(f"{name} cannot be read: {error.strerror}") from error
+        # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name} is a damaged picture: {error}") from error
 
 
@@ -76,7 +79,12 @@ class Header:
 def read_header(source: str | os.PathLike | bytes) -> Header:
     """What a picture says of itself before its pixels. Errors as of `load_image`, but for damaged pixels and size."""
     name = "the picture" if isinstance(source, bytes) else os.fspath(source)
-    with _opened(source, name) as image:
+    with _explained(name):
+        return retry(_header, source)
+
+
+def _header(source: str | os.PathLike | bytes) -> Header:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         kind = "JPEG" if image.format == "MPO" else image.format  # several JPEGs, of which the first counts
         return Header(kind, *((image.width, image.height) if turned else (image.height, image.width)))

@@ -18,7 +18,8 @@ import numpy as np
 import xxhash
 
 from trol_jax.data import scan
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
+from trol_jax.retry import retry
 
 ROW = np.dtype([("start", "<u8"), ("size", "<u4"), ("number", "<u4")])  # bytes; number among all rows of the file
 HEADER = 1024  # bytes before the offsets: a line of JSON, filled up with spaces
@@ -56,19 +57,23 @@ def row_index(path: str, keep: Callable[[bytes], bool] | None = None) -> Index:
 def stamp(path: str, note: object = None) -> dict:
     """What tells one state of a file from another, and a note; JSON-able."""
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            ends = file.read(ENDS)
-            file.seek(max(0, status.st_size - ENDS))
-            ends += file.read(ENDS)
+        status, ends = retry(_status_and_ends, path)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        raise StorageError(f"{path} does not exist") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from None
     digest = xxhash.xxh3_64(ends).hexdigest()
     return {
         "version": VERSION, "bytes": status.st_size, "changed": status.st_mtime_ns, "ends": digest, "note": repr(note),
     }  # fmt: skip
+
+
+def _status_and_ends(path: str) -> tuple[os.stat_result, bytes]:
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        ends = file.read(ENDS)
+        file.seek(max(0, status.st_size - ENDS))
+        return status, ends + file.read(ENDS)
 
 
 def places(path: str, suffix: str) -> list[str]:

@@ -19,7 +19,7 @@ from trol_jax.data.images import keep_freed_memory, load_image, prepare
 from trol_jax.data.mixture import HeldOut, Mixture, Part, Rest
 from trol_jax.data.sources import SOURCES, open_sources
 from trol_jax.data.tokenizer import Tokenizer
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 WAITING = 512  # samples among which the next for a row is looked for
@@ -117,7 +117,8 @@ class Packer:
 
     samples: [i] for any i >= 0, len is that of an epoch, as of `mixture.Mixture`. encode: `encode.SampleEncoder`.
     bad: "fail" or "skip", what becomes of a sample that cannot be used; of one whose picture turns out to be broken
-    nothing is learned. Those that are skipped are named in the log, and end the run where they are most.
+    nothing is learned. Those that are skipped are named in the log, and end the run where they are most of the latest.
+    StorageError in any case where files cannot be read, or a folder that had pictures has none now.
     shares, share: rows of the processes, and which are ours; by default all.
     lengths: of the sources; a position in others is refused.
 
@@ -143,6 +144,9 @@ class Packer:
         # Of the batches taken: tokens, padding, cut, bad, and samples by source. Pictures that are broken: of our rows.
         self.counts = collections.Counter()
         self._pool, self._named = concurrent.futures.ThreadPoolExecutor(threads), 0
+        self._folders = set()  # of pictures that were read
+        # Of the latest samples, and of the latest of our rows that have pictures: which were bad.
+        self._latest, self._latest_seen = (collections.deque(maxlen=2 * WAITING) for _ in range(2))
         self.set_state({"next": 0, "waiting": [], "counts": {}})
 
     def __iter__(self) -> Iterator[dict]:
@@ -156,8 +160,9 @@ class Packer:
         rows, pictures, state = self._ready.popleft()
         tiles, broken = zip(*(each.result() for each in pictures), strict=True)
         self._broken += sum(map(len, broken))
-        read = sum(number for name, number in state["counts"].items() if name.startswith("samples/"))
-        self._require_good(self._broken, read * len(self.own) // self.shape.rows, "a picture of them is broken")
+        for i, bad in zip(self.own, broken, strict=True):
+            self._latest_seen.extend(number in bad for number, each in enumerate(rows[i]) if each.pictures)
+        require_good(self._latest_seen, "a picture of them is broken")
         self._state = state | {"broken": self._broken}
         self.counts = collections.Counter(state["counts"])
         self.counts["bad"] += self._broken
@@ -254,12 +259,13 @@ class Packer:
 
     def _take(self, index: int, encoded: Encoded | UserError) -> None:
         """Among those that wait, or out."""
+        self._latest.append(isinstance(encoded, UserError))
         if isinstance(encoded, UserError):
             if self.bad == "fail":
                 raise encoded
             self._counts["bad"] += 1
             self._name("left out: %s", encoded)
-            self._require_good(self._counts["bad"], self._next, str(encoded))
+            require_good(self._latest, str(encoded))
         else:
             self._waiting[index] = encoded
             bisect.insort(self._by_length, (len(encoded.tokens), -index))
@@ -270,14 +276,6 @@ class Packer:
             log.warning(*message)
         if self._named == NAMED:
             log.warning("others are not named; data/bad in the metrics counts them, launch.check_data names them")
-
-    def _require_good(self, bad: int, read: int, why: str) -> None:
-        """UserError if most samples cannot be used: a folder is missing, or the data is of another kind."""
-        if bad > WAITING and 2 * bad > read:
-            raise UserError(
-                f"{bad:,} of {read:,} samples cannot be used, the last of them: {why}; see python -m launch.check_data "
-                "for all, and leave sources that are not there out of data.parts"
-            )
 
     def _encoded(self, first: int) -> Iterator[tuple[int, Encoded | UserError]]:
         pending, index = collections.deque(), first
@@ -291,7 +289,10 @@ class Packer:
     def _one(self, index: int) -> Encoded | UserError:
         try:
             encoded = self.encode(self.samples[index])
+        except StorageError:
+            raise
         except UserError as error:
+            self._require_folder(error)
             return error
         if sum(encoded.tiles) > self.shape.tiles or len(encoded.tokens) > self.shape.length:
             return UserError(
@@ -310,13 +311,24 @@ class Packer:
                 try:
                     made = prepare(load_image(picture), family, size, self.encode.max_tiles)
                     tiles[place : place + count] = made
+                    if isinstance(picture, str):
+                        self._folders.add(os.path.dirname(picture))
                 except UserError as error:
-                    if self.bad == "fail":
-                        raise UserError(f"sample {each.id} of {each.source}: {error}") from None
+                    self._require_folder(error)
+                    if self.bad == "fail" or isinstance(error, StorageError):
+                        raise type(error)(f"sample {each.id} of {each.source}: {error}") from None
                     self._name("nothing is learned of sample %s of %s: %s", each.id, each.source, error)
                     broken.add(number)
                 place += count
         return tiles, broken
+
+    def _require_folder(self, error: BaseException | None) -> None:
+        """StorageError where a picture is missing because all of its folder is, which had some before."""
+        while error is not None and not isinstance(error, FileNotFoundError):
+            error = error.__cause__
+        folder = error and os.path.dirname(error.filename or "")
+        if folder in self._folders and not _holds_any(folder):
+            raise StorageError(f"{folder} had pictures and has none now; bring it back, or mount it again") from None
 
     def _text(self, row: list[Encoded], broken: set[int]) -> dict[str, np.ndarray]:
         """Nothing is learned of a broken sample."""
@@ -329,3 +341,20 @@ class Packer:
             arrays["loss_mask"][here] = each.loss_mask & (number not in broken)
             place = here.stop
         return arrays
+
+
+def _holds_any(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entries)
+    except OSError:
+        return False
+
+
+def require_good(latest: Sequence[bool], why: str) -> None:
+    """UserError if most of the latest samples are bad: a folder is missing, or the data is of another kind."""
+    if (bad := sum(latest)) > WAITING:
+        raise UserError(
+            f"{bad:,} of the latest {len(latest):,} samples cannot be used, the last of them: {why}; see "
+            "python -m launch.check_data for all, and leave sources that are not there out of data.parts"
+        )

@@ -12,7 +12,8 @@ import pyarrow.parquet
 
 from trol_jax.data.index import places, stamp, writing
 from trol_jax.data.records import check_index
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
+from trol_jax.retry import may_pass, retry
 
 GROUPS = 4  # row groups that are kept decoded, of each file in each process
 LARGEST = 1 << 18  # bytes of a decoded group; a file with larger ones is copied once,
@@ -65,15 +66,24 @@ class ParquetRecords:
             return self._groups[group]
 
     def _decode(self, group: int) -> pyarrow.Table:
+        where = f"{self.path}, rows {self._firsts[group]} to {self._firsts[group + 1] - 1}"
+        try:
+            return retry(self._read, group)
+        except (pyarrow.ArrowException, OSError) as error:
+            if may_pass(error) or isinstance(error, FileNotFoundError):
+                raise StorageError(f"{where} cannot be read: {_line(error)}") from error
+            raise UserError(f"{where} cannot be read: {_line(error)}; copy the file again") from error
+
+    def _read(self, group: int) -> pyarrow.Table:
         try:
             if self._file is None:
                 if stamp(self.path) != self._stamp:
-                    raise UserError(f"{self.path} has changed since this program began; start it again")
+                    raise StorageError(f"{self.path} has changed since this program began; start it again")
                 self._file = pyarrow.parquet.ParquetFile(self._copy)
             return self._file.read_row_group(group, use_threads=False)
-        except (pyarrow.ArrowException, OSError) as error:
-            rows = f"rows {self._firsts[group]} to {self._firsts[group + 1] - 1}"
-            raise UserError(f"{self.path}, {rows} cannot be read: {_line(error)}; copy the file again") from error
+        except OSError:
+            self._file = None  # a handle that is stale stays so: the next attempt takes a new one
+            raise
 
     def _file_with_small_groups(self) -> str:
         try:

@@ -30,7 +30,8 @@ from trol_jax.data.images import MAX_PIXELS, ORIENTATION, load_image, try_to_dec
 from trol_jax.data.index import stamp
 from trol_jax.data.paths import resolve
 from trol_jax.data.sources import Sample, Source
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
+from trol_jax.retry import may_pass, retry
 
 PICTURES, BAD = ("keep", "jpeg"), ("fail", "skip")
 SHARD_ROWS = 8192  # at 150 KB a picture 1.2 GB; 285 shards of the whole mixture, which may all be open at once
@@ -100,6 +101,8 @@ class Job:
         for row in self.rows(shard):
             try:
                 yield tfds.encode(self._with_pictures(source[row], source.root))
+            except StorageError:
+                raise
             except UserError as error:
                 if self.bad == "fail":
                     raise UserError(f"{error}; --bad=skip leaves such samples out") from None
@@ -113,7 +116,7 @@ class Job:
                 for each in sample.pictures
             )
         except UserError as error:
-            raise UserError(f"sample {sample.id} of {sample.source}: {error}") from None
+            raise type(error)(f"sample {sample.id} of {sample.source}: {error}") from None
         return dataclasses.replace(sample, pictures=pictures)
 
 
@@ -147,11 +150,12 @@ def _stays(data: bytes, how: str) -> bool:
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return retry(Path(path).read_bytes)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        kind = StorageError if may_pass(error) else UserError
+        raise kind(f"{path} cannot be read: {error.strerror}") from None
 
 
 def prepare(

@@ -15,7 +15,8 @@ from trol_jax.data.paths import resolve
 from trol_jax.data.prepare import shards_of
 from trol_jax.data.records import check_index
 from trol_jax.data.sources.sample import Sample
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
+from trol_jax.retry import PASSING, may_pass, retry
 
 
 def find(root: str | os.PathLike) -> Path | None:
@@ -75,13 +76,25 @@ class PreparedSource:
         """UserError names the shard of a record that cannot be read."""
         index = check_index(index, len(self))
         try:
-            return tfds.decode(self._records[index])
+            return tfds.decode(retry(self._read, index))
         except Exception as error:  # array_record's RuntimeError, protobuf's DecodeError, what wrong records lack
             place = bisect.bisect_right(self._firsts, index) - 1
-            raise UserError(
+            said = (
                 f"{self.shards[place].filename}, record {index - self._firsts[place]}, cannot be read: "
-                f"{' '.join(str(error).split())[:200]}; copy the file again"
-            ) from error
+                f"{' '.join(str(error).split())[:200]}"
+            )
+            if may_pass(error):
+                raise StorageError(said) from error
+            raise UserError(f"{said}; copy the file again") from error
+
+    def _read(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except RuntimeError as error:  # what the system said is in its text alone
+            if number := next((each for each in PASSING if os.strerror(each) in str(error)), None):
+                self._records = ArrayRecordDataSource(self.shards)  # by new handles, for one that is stale stays so
+                raise OSError(number, str(error)) from error
+            raise
 
     def __repr__(self) -> str:
         return f"PreparedSource({self.name}, {len(self):,} samples)"

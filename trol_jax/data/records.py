@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 
 from trol_jax.data.index import row_index, stamp
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 from trol_jax.retry import retry
 
 
@@ -31,9 +31,12 @@ class JsonRecords:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[int, dict]:
-        descriptor, rows = self._open
+        _, rows = self._open
         start, size, number = rows[check_index(index, self._length)].tolist()
-        data = retry(os.pread, descriptor, size, start)
+        try:
+            data = retry(self._read, start, size)
+        except OSError as error:
+            raise StorageError(f"{self.path}, row {number}, cannot be read: {error.strerror}") from error
         try:
             row = json.loads(data.decode())
         except (ValueError, RecursionError) as error:
@@ -42,6 +45,13 @@ class JsonRecords:
             raise UserError(f"{self.path}, row {number}, at byte {start}: {str(row)[:40]!r} is not an object {{...}}")
         return number, row
 
+    def _read(self, start: int, size: int) -> bytes:
+        try:
+            return os.pread(self._open[0], size, start)
+        except OSError:
+            self.__dict__.pop("_open", None)  # a handle that is stale stays so: the next attempt takes a new one
+            raise
+
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
@@ -49,7 +59,7 @@ class JsonRecords:
     def _open(self):
         """(descriptor, offsets) of this process."""
         if stamp(self.path, self._keep) != self._stamp:
-            raise UserError(f"{self.path} has changed since this program began; start it again")
+            raise StorageError(f"{self.path} has changed since this program began; start it again")
         return self._descriptor(), row_index(self.path, self._keep).rows
 
     def _descriptor(self) -> int:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 
 BLOCK = 1 << 19  # bytes read at once; the arrays made of a block this small stay in the processor's cache
 MAX_ROW = 64 << 20  # a row that seems longer lacks a quote or a bracket
@@ -26,7 +26,10 @@ def rows(path: str) -> Iterator[Row]:
     """Rows of a JSON array of objects (.json) or of JSON lines (.jsonl). UserError names the byte where it breaks."""
     scan = lines if path.endswith(".jsonl") else array
     with open(path, "rb") as file:
-        yield from scan(file, path)
+        try:
+            yield from scan(file, path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def lines(file: BinaryIO, name: str) -> Iterator[Row]:

@@ -1,9 +1,9 @@
 """Asks a checkpoint the questions of the benchmarks, and scores what it says.
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
-order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files
-of their own: of their names), and the source: the checkpoint and how it was asked. What can be read there is not asked
-again; a file of another source is never changed.
+order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files of
+their own: of their names and sizes), and the source: the checkpoint, how it was asked and by which code. What can be
+read there is not asked again; a file of another source, or with answers to other questions, is never changed.
 
 Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
 first puts these together. What is left of processes that were stopped counts too, however many there were.
@@ -11,6 +11,7 @@ first puts these together. What is left of processes that were stopped counts to
 
 import dataclasses
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,8 @@ import jax
 import xxhash
 from tqdm import tqdm
 
-import trol_jax
-from trol_jax import checkpoint, manifest
-from trol_jax.errors import UserError
+from trol_jax import checkpoint, manifest, version
+from trol_jax.errors import UserError, look_for_signals
 from trol_jax.evals import score
 from trol_jax.evals.files import BadRow, Root
 from trol_jax.evals.instructions import IMAGE, INSTRUCTIONS, instruct
@@ -68,7 +68,7 @@ class Asker:
     def source(self, benchmark: Benchmark) -> str:
         changed = weights.named(self.weight_kind, self.cache, self.traversal, self.system)
         how = f"{self.decoding}, {self.tokens(benchmark)} tokens{changed}"
-        return f"{manifest.identity(self.step_dir)}, {how}, trol_jax {trol_jax.__version__}"
+        return f"{manifest.identity(self.step_dir)}, {how}, trol_jax {version.of(version.ANSWERING)}"
 
     def read(self, benchmark: Benchmark) -> Iterator[Item | BadRow]:
         """With pictures, a few at a time; those in files of their own are not looked for."""
@@ -81,7 +81,7 @@ class Asker:
     def open(self, benchmark: Benchmark, part: slice) -> tuple[dict[int, dict], dict[int, dict]]:
         """(What lines say of the questions, by index; the lines of those that need not be asked).
 
-        UserError for a file of another source, and where the benchmark cannot be read.
+        UserError for a file of another source or to other questions, and where the benchmark cannot be read.
         """
         rows = dict(enumerate(self.asked(benchmark, each) for each in self.read(benchmark)))
         if not rows:
@@ -94,7 +94,7 @@ class Asker:
         """By index, of all files."""
         found = {}
         for each in (self.journal(benchmark), *self.parts(benchmark)):
-            found |= each.read(rows, tidy=False)
+            found |= each.read(rows, strict=True)
         return found
 
     def parts(self, benchmark: Benchmark) -> list[Journal]:
@@ -117,13 +117,20 @@ class Asker:
         """What a line says of its question."""
         if isinstance(each, BadRow):
             return {"id": None, "question": None}
-        digest = xxhash.xxh3_64()
-        for piece in (prompt(benchmark, each), *each.images):
+        digest, files = xxhash.xxh3_64(), [image for image in each.images if isinstance(image, str)]
+        for piece in (prompt(benchmark, each), *each.images, *(self.size(file) for file in files)):
             data = piece.encode(errors="surrogatepass") if isinstance(piece, str) else piece
             digest.update(len(data).to_bytes(8, "little") + data)
         return {"id": each.id, "question": digest.hexdigest()}
 
-    def ask(self, benchmark: Benchmark, rows: Mapping[int, dict], todo: Sequence[int]) -> None:
+    def size(self, image: str) -> str:
+        """Of a picture in a file, which other pictures of its name hardly have and every copy has; "" without it."""
+        try:
+            return str((self.root / Root(self.root).spelled(image)).stat().st_size)
+        except (OSError, ValueError):  # of a name that no file can have
+            return ""
+
+    def ask(self, benchmark: Benchmark, rows: dict[int, dict], todo: Sequence[int]) -> None:
         """Writes the lines of `todo`, each as soon as it is there; then all in the order of the questions."""
         count, number = jax.process_count(), jax.process_index()
         todo, journal = todo[number::count], self.journal(benchmark, f".part{number}" if count > 1 else "")
@@ -134,12 +141,14 @@ class Asker:
         with tqdm(desc=benchmark.name, **shown, mininterval=1.0, dynamic_ncols=True) as bar:
             for index, each in zip(todo, given, strict=True):
                 read, asked = questions.taken.pop(index)
+                rows[index] = asked  # a picture may have come since
                 if isinstance(read, BadRow):
                     said = {"error": str(read)}
                 else:
                     said = {"error": f"{read.row}: {each}"} if isinstance(each, UserError) else {"answer": each.text}
                 journal.append([{"index": index, **asked, **said, "source": journal.source}])
                 bar.update()
+                look_for_signals()
         hosts.meet(f"{benchmark.name}: all have asked", seconds=DAY)
         if hosts.is_first():
             self.gather(benchmark, self.lines(benchmark, rows))
@@ -206,7 +215,7 @@ def evaluate(
 
     names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. answerer: the checkpoint's,
     where it is loaded. scored: see `score.score_one`. Started again it goes on where it was stopped, and asks again
-    what could not be asked.
+    what could not be asked. A result of more questions stays as it is.
     """
     part = slice(offset, None if limit is None else offset + limit)
     decoding, answers = Decoding(beams=beams), Path(output) / ANSWERS
@@ -216,6 +225,7 @@ def evaluate(
         began = time.monotonic()
         try:
             rows, known = asker.open(benchmark, part)
+            keep_more(Path(output) / f"{benchmark.name}.json", len(rows), part)
         except UserError as error:
             if hosts.is_first():
                 yield UserError(f"{benchmark.name}: {error}")
@@ -234,6 +244,22 @@ def evaluate(
             except UserError as error:
                 yield UserError(f"{benchmark.name}: {error}")
         hosts.meet(f"{benchmark.name}: it is scored", seconds=DAY)  # a judge may take long
+
+
+def keep_more(file: Path, count: int, part: slice) -> None:
+    """UserError if the result there is of the part's questions, of all the `count`, and of more."""
+    try:
+        known = json.loads(file.read_bytes())["settings"]
+        offset, limit = known.get("offset") or 0, known.get("limit")
+        there = range(count)[offset : None if limit is None else offset + limit]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # none, or none of ours
+    here = range(count)[part]
+    if len(here) < len(there) and here[0] in there and here[-1] in there:
+        raise UserError(
+            f"{file} is of {len(there):,} questions, these {len(here):,} among them; choose another --output, "
+            f"or remove it to measure fewer"
+        )
 
 
 def settings_of(asker: Asker, benchmark: Benchmark) -> Mapping[str, Any]:

@@ -48,16 +48,19 @@ SOURCES: dict[str, tuple[int | None, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """questions: those that can be asked. bad: what is wrong with the others; missing: why there are none at all."""
+    """questions: those that can be asked. bad: what is wrong with the others; missing: why there are none at all;
+    absent: parts of which there are none.
+    """
 
     name: str
     questions: int = 0
     bad: Sequence[str] = ()
     missing: str = ""
+    absent: Sequence[str] = ()
 
     @property
     def sound(self) -> bool:
-        return not (self.bad or self.missing)
+        return not (self.bad or self.missing or self.absent)
 
     def __str__(self) -> str:
         published, where = SOURCES[self.name]
@@ -65,7 +68,8 @@ class Found:
             return f"{self.name:<15} missing: {self.missing}; it is from {where}"
         of = "" if published in (None, self.questions) else f" of {published:,} that are published"
         bad = f"; bad rows: {len(self.bad):,}, the first: {self.bad[0]}" if self.bad else ""
-        return f"{self.name:<15} {self.questions:,} questions{of}{bad}"
+        absent = f"; missing: {', '.join(self.absent)}; the whole is from {where}" if self.absent else ""
+        return f"{self.name:<15} {self.questions:,} questions{of}{bad}{absent}"
 
 
 def check(root: str | os.PathLike, names: Sequence[str] = ("all",), decode: bool = False) -> Iterator[Found]:
@@ -83,17 +87,17 @@ def check(root: str | os.PathLike, names: Sequence[str] = ("all",), decode: bool
 
 
 def look(benchmark: Benchmark, root: Root, decode: bool) -> Found:
-    questions, bad = 0, []
+    bad, good = [], []
     for each in benchmark.read(root):
         if isinstance(each, BadRow):
             bad.append(str(each))
         elif decode and (problems := unreadable(root, each)):
             bad.append(f"{each.row}: {problems[0]}")
         else:
-            questions += 1
-    if not questions and not bad:
+            good.append(dataclasses.replace(each, images=()))  # pictures of all would be too much to hold
+    if not good and not bad:
         raise UserError(f"{root.path} holds no questions of it")
-    return Found(benchmark.name, questions, bad)
+    return Found(benchmark.name, len(good), bad, absent=benchmark.scorings["standard"].absent(good))
 
 
 def unreadable(root: Root, item: Item) -> list[str]:

@@ -77,7 +77,8 @@ def each(rows: Iterable[Row], convert: Callable[[Row], Item]) -> Iterator[Item |
 
 
 def readable(file: Path) -> bool:
-    return file.is_file() and os.access(file, os.R_OK)
+    """False also for a name that no file can have, where Path would raise: one of 300 letters."""
+    return os.path.isfile(file) and os.access(file, os.R_OK)
 
 
 class Root:
@@ -187,10 +188,10 @@ class Root:
 
     def spelled(self, path: str) -> str:
         """The path with its ending as it is on the disk: HallusionBench mixes .png and .PNG."""
-        if not (self.path / path).exists():
+        if not os.path.exists(self.path / path):
             stem, dot, ending = path.rpartition(".")
             for other in (ending.lower(), ending.upper()):
-                if dot and (self.path / f"{stem}.{other}").exists():
+                if dot and os.path.exists(self.path / f"{stem}.{other}"):
                     return f"{stem}.{other}"
         return path
 

@@ -1,6 +1,6 @@
 """The words that readers, parsers and scorers share."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,13 @@ class Scoring:
     judged: Judged | None = None  # in place of these rules, where there is a judge
     # What questions have in common that are scored together: of an item's fields, or of a row that cannot be used.
     groups: Mapping[str, Callable[[Mapping], Any]] = field(default_factory=dict)
+    # What the whole benchmark has: {field of items: its values}. One that no question has changes what is measured.
+    parts: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def absent(self, items: Iterable[Item]) -> list[str]:
+        """Values of `parts` that none of all the items has."""
+        found = {(name, item.fields[name]) for item in items for name in self.parts}
+        return [value for name, values in self.parts.items() for value in values if (name, value) not in found]
 
 
 @dataclass(frozen=True)

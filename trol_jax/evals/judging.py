@@ -1,4 +1,8 @@
-"""Lets a judge score answers: every answer's talk goes on by a prompt at a time, all of them side by side."""
+"""Lets a judge score answers: every answer's talk goes on by a prompt at a time, all of them side by side.
+
+Talks follow the authors' steps and scales in words of our own, so what is judged does not compare exactly with
+published scores, even of the same judge.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ def mmstar_letter(answer: str) -> str | None:
 def choice(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that an answer names.
 
-    In turn: it begins with "B.", "B)", "B:" or "(B)"; one letter alone stands as a word among the last MAX_TAIL; the
+    In turn: it begins with "B.", "B)", "B:" or "(B)"; one letter alone is a word, first among the last MAX_TAIL; the
     text of one option alone is in it, and it is at most twice as long as all of them. The latter two are VLMEvalKit's.
     """
     start = re.match(r"\s*\(?([A-Z])[.):]", answer)
@@ -54,12 +54,12 @@ def choice(answer: str, options: Mapping[str, str]) -> str | None:
         return start[1]
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", answer).split()
     named = [letter for letter in options if letter in words]
-    if len(named) == 1:
-        return named[0] if words.index(named[0]) >= len(words) - MAX_TAIL else None
+    if len(named) == 1 and words.index(named[0]) >= len(words) - MAX_TAIL:
+        return named[0]
     text = answer.lower()
     held = [letter for letter, option in options.items() if option and option.lower() in text]
     short = len(answer) <= 2 * sum(map(len, options.values()))
-    return held[0] if not named and len(held) == 1 and short else None
+    return held[0] if len(held) == 1 and short else None
 
 
 def web_letter(answer: str, letters: str = LETTERS[:8]) -> str | None:

@@ -97,13 +97,15 @@ def official(root: Root) -> Iterator[dict]:
     """MME has a text for each picture; of some categories texts and pictures are in folders of their own."""
     for category in mme.CATEGORIES:
         for file in sorted((root.path / mme.FOLDER / category).glob("**/*.txt")):
-            picture = picture_of(root, category, file.stem)
             name = file.relative_to(root.path).as_posix()
-            for number, line in enumerate(root.read(name).splitlines(), start=1):
-                question, _, gold = line.rpartition("\t")
-                if not line.strip():
-                    continue
-                if gold.strip().lower() not in ("yes", "no"):
+            lines = [(n, line) for n, line in enumerate(root.read(name).splitlines(), start=1) if line.strip()]
+            if not (picture := picture_of(root, category, file.stem)):
+                if not any(question_of(line) for _, line in lines):
+                    continue  # a readme
+                there = root.path / mme.FOLDER / category
+                raise UserError(f"{there} has a text {file.name} and no picture {file.stem}.jpg or .png")
+            for number, line in lines:
+                if not (question := question_of(line)):
                     raise Row(line, name, number).bad(f"{line[:60]!r} must be a question, a tab, and Yes or No")
                 yield {
                     "question_id": f"{category}/{Path(picture).name}",
@@ -113,12 +115,18 @@ def official(root: Root) -> Iterator[dict]:
                 }
 
 
-def picture_of(root: Root, category: str, stem: str) -> str:
+def question_of(line: str) -> str:
+    """What stands before a tab and Yes or No; "" without these."""
+    question, tab, gold = line.rpartition("\t")
+    return question if tab and gold.strip().lower() in ("yes", "no") else ""
+
+
+def picture_of(root: Root, category: str, stem: str) -> str | None:
     """Below MME's folder."""
     for name in (f"{category}{folder}/{stem}.{ending}" for folder in ("/images", "") for ending in ("jpg", "png")):
         if (root.path / mme.FOLDER / name).exists():
             return name
-    raise UserError(f"{root.path / mme.FOLDER / category} has a text {stem}.txt and no picture {stem}.jpg or .png")
+    return None
 
 
 def asked(ocr: bool) -> Callable[[Root], Iterator[dict]]:

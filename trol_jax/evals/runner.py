@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-import trol_jax
-from trol_jax import checkpoint, manifest, saved
+from trol_jax import checkpoint, manifest, saved, version
 from trol_jax.data.easy_vqa import EasyVQA
 from trol_jax.data.pipeline import DataOptions
 from trol_jax.evals import pictures
@@ -160,7 +159,7 @@ def peak_memory_mb() -> float:
 
 def versions() -> dict[str, str]:
     return {
-        "trol_jax": trol_jax.__version__,
+        "trol_jax": version.of(version.ANSWERING),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,

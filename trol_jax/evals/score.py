@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import trol_jax
-from trol_jax import journal
+from trol_jax import journal, version
 from trol_jax.errors import UserError
 from trol_jax.evals import submit
 from trol_jax.evals.benchmarks import BENCHMARKS
@@ -107,7 +106,8 @@ def score_one(
         judge = NoJudge()
     elif judge.name != NoJudge.name:
         samples, unjudged = judge_all(rules.judged, samples, judge)
-    result = measure(benchmark, scoring, samples, problems, judge, unjudged)
+    absent = rules.absent(item for item in items if item is not None)
+    result = measure(benchmark, scoring, samples, problems, judge, unjudged) | {"absent": absent}
     result["settings"] = where | dict(settings or {})
     if submission and (made := submit.submission(benchmark.name, scoring, items[part], samples)):
         file = output / SUBMISSION / f"{benchmark.name}.{made[0]}"
@@ -273,7 +273,7 @@ def measure(
         "judge": judge.name,
         "judge_account": judge.account(),
         "unjudged": unjudged,
-        "version": trol_jax.__version__,
+        "version": version.of(version.SCORING),  # the code that answered is in the source
         "splits": summary.splits,
     }
 
@@ -304,7 +304,8 @@ def report(result: Mapping[str, Any]) -> str:
         f"{result[name]:,} {name.replace('_', ' ')}"
         for name in ("unparsed", "unjudged", "failed", "missing", "bad_rows")
     ]
-    told = ", ".join([f"n {result['n']:,}", *(text for text in counts if not text.startswith("0 "))])
+    absent = [f"without {', '.join(result['absent'])}"] if result["absent"] else []
+    told = ", ".join([f"n {result['n']:,}", *(text for text in counts if not text.startswith("0 ")), *absent])
     return f"{result['benchmark']:<15} {value:>16}  {result['scoring']}, {told} ({result['scorer']})"
 
 

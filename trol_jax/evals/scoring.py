@@ -78,6 +78,15 @@ def over(groups: Iterable[Sequence[float]]) -> tuple[float | None, float | None]
     return sum(value for value, _ in found) / len(found), math.hypot(*(error for _, error in found)) / len(found)
 
 
+def of_sums(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """100 x the sum of the first by that of the second, and its standard error to first order."""
+    whole = sum(second for _, second in pairs)
+    if not whole:
+        return None, None
+    value = sum(first for first, _ in pairs) / whole
+    return 100 * value, 100 * math.sqrt(sum((first - value * second) ** 2 for first, second in pairs)) / whole
+
+
 # ---------------------------------------------------------------------- summaries
 
 

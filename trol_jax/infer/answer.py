@@ -23,7 +23,7 @@ from trol_jax.infer.beam import beam_search
 from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.engine import Engine, padded
 from trol_jax.infer.generate import inputs
-from trol_jax.infer.server import Request, Server
+from trol_jax.infer.server import Request, Server, TooLong
 from trol_jax.models.layers import anywhere
 from trol_jax.models.trol import TroL
 from trol_jax.models.variants import with_traversal
@@ -116,12 +116,18 @@ class Answerer:
             self.tokenizer, self.tokenizer.format, question.text, tokens, self.system, question.history
         )
 
-    def request(self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY) -> Request:
-        """For `Server.submit`. UserError for a picture that cannot be read."""
+    def request(
+        self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY, length: int = Engine.length
+    ) -> Request:
+        """For `Server.submit`. UserError for a picture that cannot be read, TooLong for what is beyond the model's
+        context or `length`: some prompts would take all memory.
+        """
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}, must be at least 1")
         tiles = [self._tiles(picture) for picture in question.pictures]
         prompt = self.prompt(question, [len(each) for each in tiles])
+        if len(prompt) + max_new_tokens > (length := min(length, self.context)):
+            raise TooLong(len(prompt), max_new_tokens, length)
         return Request(prompt, np.concatenate(tiles) if tiles else None, max_new_tokens, decoding)
 
     def _tiles(self, picture: Picture) -> np.ndarray:
@@ -131,6 +137,11 @@ class Answerer:
         if isinstance(picture, str | os.PathLike):
             return _tiles_of_file(os.fspath(picture), *how)
         return prepare(load_image(picture) if isinstance(picture, bytes | Image.Image) else picture, *how)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt with its answer that the model was made for."""
+        return self.model.config.decoder.rope.max_positions
 
     # ------------------------------------------------------------------ tokens to answers
     @property
@@ -167,9 +178,12 @@ class Answerer:
         return Answer(self.text(tokens), tokens, stopped, request.tokens, request.gate, *means)
 
     # ------------------------------------------------------------------ many at a time
-    def serve(self, size: int = 8, *, waiting: int | None = None, **options) -> Server:
+    def serve(
+        self, size: int = 8, *, waiting: int | None = None, length: int = Engine.length, chunk: int = Engine.chunk
+    ) -> Server:
         """See `Engine` and `Server`."""
-        return Server(Engine(self.model, self.params, self.stop, size, cache=self.cache, **options), waiting)
+        how = dict(length=min(length, self.context), chunk=chunk, cache=self.cache)
+        return Server(Engine(self.model, self.params, self.stop, size, **how), waiting)
 
     def reply(self, question: Question, max_new_tokens: int, decoding: Decoding = GREEDY) -> Iterator[str]:
         """The answer to one question in pieces, as they come; what beams find comes as a whole."""
@@ -209,12 +223,7 @@ class Answerer:
         with self.serve(size, chunk=min(max_new_tokens, Engine.chunk)) as server:
             asked = collections.deque()
             for request in requests:
-                try:
-                    asked.append(server.submit(request) if isinstance(request, Request) else request)
-                except UserError as error:  # too long
-                    if not skip:
-                        raise
-                    asked.append(error)
+                asked.append(server.submit(request) if isinstance(request, Request) else request)
                 if len(asked) > 2 * size:
                     yield self.finish(asked.popleft())
             yield from map(self.finish, asked)

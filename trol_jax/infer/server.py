@@ -22,6 +22,16 @@ class Full(UserError):
     """As many requests wait as may."""
 
 
+class TooLong(UserError):
+    def __init__(self, prompt: int, new: int, length: int):
+        """Tokens of the prompt, of its answer at most, and those that fit."""
+        super().__init__(
+            f"the prompt has {prompt:,} tokens, which with an answer of {new:,} is more than "
+            f"the {length:,} that fit; shorten the question or max_new_tokens"
+        )
+        self.prompt = prompt
+
+
 @dataclasses.dataclass(eq=False)
 class Request:
     """tokens: the prompt, image tokens included; tiles: uint8[M, height, width, C] or None."""
@@ -100,7 +110,7 @@ class Server:
         self._thread.start()
 
     def submit(self, request: Request) -> Request:
-        """UserError for one that no slot can hold, Full if too many wait."""
+        """TooLong for one that no slot can hold, Full if too many wait."""
         self._check(request)
         with self._wake:
             if self._end:
@@ -139,10 +149,7 @@ class Server:
         if prompt < 1 or new < 1:
             raise ValueError(f"a prompt of {prompt} tokens and an answer of {new}: both must be at least 1")
         if prompt + new > self.engine.length:
-            raise UserError(
-                f"the prompt has {prompt:,} tokens, which with an answer of {new:,} is more than "
-                f"the {self.engine.length:,} that fit; shorten the question or max_new_tokens"
-            )
+            raise TooLong(prompt, new, self.engine.length)
         if request.decoding.beams > 1:
             raise UserError("beams are not searched side by side with other requests")
 

@@ -4,12 +4,8 @@ On a TPU splash attention (`jax.experimental.pallas.ops.tpu`), on a GPU cuDNN's.
 `ops.attention.attention`, within the rounding of another order of sums.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from trol_jax.ops.attention import prompt_mask
 
@@ -30,22 +26,23 @@ def flash_attention(q, k, v, segment_ids=None, *, platform: str, interpret: bool
     if platform in GPUS:
         mask = prompt_mask(segment_ids)[:, None] if causal else None
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
-    length = q.shape[1]
-    padding = -length % LANES
-    if not causal:
-        segment_ids = jnp.ones((len(q), length), jnp.int32)
-    segments = jnp.pad(segment_ids, ((0, 0), (0, padding)))
-    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-    kernel = _kernel(q.shape[1], length + padding, causal, interpret)
-    q *= q.shape[-1] ** -0.5
-    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments))
-    return out.swapaxes(1, 2)[:, :length]
+    return _splash(q, k, v, segment_ids, interpret)
 
 
-def _kernel(heads: int, length: int, causal: bool, interpret: bool) -> splash.SplashAttentionKernel:
-    block = next(size for size in BLOCKS if length % size == 0)
+def _splash(q, k, v, segment_ids, interpret: bool) -> jax.Array:
+    # Here, for it takes a fifth of a second that most programs need not wait for.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (batch, length, heads, size), padding = q.shape, -q.shape[1] % LANES
+    padded = length + padding
+    causal = segment_ids is not None
+    segments = jnp.pad(segment_ids if causal else jnp.ones((batch, length), jnp.int32), ((0, 0), (0, padding)))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q * size**-0.5, k, v))
+    block = next(each for each in BLOCKS if padded % each == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = splash.BlockSizes(**{f"block_{name}": block for name in names})
-    mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
-    make = functools.partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1)
-    return make(masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret)
+    mask = (masks.CausalMask if causal else masks.FullMask)((padded, padded))
+    blocks = splash.BlockSizes(**{f"block_{name}": block for name in names})
+    how = dict(block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    kernel = splash.make_splash_mha(masks.MultiHeadMask([mask] * heads), **how)
+    return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segments, segments)).swapaxes(1, 2)[:, :length]

@@ -12,8 +12,9 @@ def next_token_loss(
     """Cross-entropy of each token given the state before it, summed over the masked tokens.
 
     x: [B, T, D] final states, head: [D, V], tokens: int[B, T], mask: bool[B, T] (True = this token is to be predicted).
-    `chunk` tokens a row go through the head at a time and are computed again in the backward pass, so that the
-    largest float32 array is [B, chunk, V] and not [B, T, V] (1.5 GB for 4,096 tokens of InternLM2's 92,544).
+    At most `chunk` tokens a row go through the head at a time, in pieces of one size, and are computed again in the
+    backward pass, so that the largest float32 array is [B, chunk, V] and not [B, T, V] (1.5 GB for 4,096 tokens of
+    InternLM2's 92,544).
     z_loss times the squared logarithm of the softmax's denominator is added to each loss, so that logits do not drift
     (PaLM, arXiv 2204.02311, section 5).
     Returns (sum of the losses in nats, float32[]; number of masked tokens, float32[]; number of those whose most
@@ -25,6 +26,8 @@ def next_token_loss(
     if chunks <= 1:
         loss, right = _chunk_loss(x, head, targets, weights, z_loss)
         return loss, weights.sum(), right
+
+    chunk = -(-x.shape[1] // chunks)
 
     def split(a):
         a = jnp.pad(a, ((0, 0), (0, chunks * chunk - a.shape[1])) + ((0, 0),) * (a.ndim - 2))

@@ -27,7 +27,7 @@ from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
 from trol_jax.infer.answer import Question
 from trol_jax.infer.decoding import Decoding
-from trol_jax.infer.server import Request
+from trol_jax.infer.server import Request, TooLong
 from trol_jax.serve.models import Served
 
 MOST_NEW_TOKENS = 512  # of an answer, where the request does not say
@@ -234,9 +234,11 @@ def request(served: Served, chat: Chat) -> Request:
         raise _too_long(f"{len(chat.pictures)} pictures take {least:,} tokens or more", length)
     pictures = (_picture(*each) for each in chat.pictures)  # one at a time is in memory
     try:
-        made = answerer.request(dataclasses.replace(chat.question, pictures=pictures), 1, chat.decoding)
+        made = answerer.request(dataclasses.replace(chat.question, pictures=pictures), 1, chat.decoding, length)
     except Refused:
         raise
+    except TooLong as error:
+        raise _too_long(f"the prompt has {error.prompt:,} tokens", length) from None
     except UserError as error:
         raise Refused(400, str(error), code="invalid_value", param="messages") from None
     prompt = len(made.tokens)

@@ -152,7 +152,8 @@ class Desk:
             pictures = [load_image(pathlib.Path(path).read_bytes())] if path else []
         except FileNotFoundError:
             raise UserError("the picture is no longer here; load it again") from None
-        request = answerer.request(Question(text, pictures), int(_number("Longest answer", most)), decoding)
+        most = int(_number("Longest answer", most))
+        request = answerer.request(Question(text, pictures), most, decoding, server.engine.length)
         self.stop(page)
         server.submit(request)
         self._asked[page.session_hash] = request

@@ -81,8 +81,10 @@ def loss_again(config: ModelConfig, tokens: int, chunk: int = 512) -> int:
     """FLOPs of a row of training beside three times `forward`: the loss computes its pieces again in the backward pass
     (`ops.losses.next_token_loss`), unless there is but one.
     """
-    chunks = -(-(tokens - 1) // chunk)
-    return 2 * chunks * chunk * config.decoder.width * config.decoder.vocab if chunks > 1 else 0
+    pieces = -(-(tokens - 1) // chunk)
+    if pieces <= 1:
+        return 0
+    return 2 * pieces * -(-(tokens - 1) // pieces) * config.decoder.width * config.decoder.vocab
 
 
 def _tower(v: VisionConfig) -> int:

@@ -86,7 +86,7 @@ def measure(
 
 def train(config: RunConfig, run: Path) -> None:
     """To the end. Told to stop, it ends the program as launch.train does."""
-    if loop.train(config, run) < config.steps:
+    if not loop.train(config, run):
         sys.exit(STOPPED)
 
 
@@ -126,6 +126,7 @@ def graft(tower: Path, options: ModelOptions, seed: int, folder: Path) -> None:
         return
     origin = checkpoint.resolve(tower)
     loop.require_finished(origin, str(tower))
+    checkpoint.require_sound(origin)
     here = saved.read(origin)
     model = model_config(options, here.model.decoder.vocab, here.model.image_token)
     params = flatten_dict(nn.unbox(init_params(TroL(model), jax.random.key(seed))), sep="/")

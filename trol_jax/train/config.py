@@ -105,8 +105,8 @@ def check(config: RunConfig) -> None:
             raise UserError(f"config.{name} is {getattr(config, name)}, must be at least 1")
     mesh.parse(config.mesh)
     rules.table(config.rules)
-    if config.seed < 0:
-        raise UserError(f"config.seed is {config.seed}, must be at least 0")
+    if not 0 <= config.seed < 2**32:  # what JAX's keys are made of
+        raise UserError(f"config.seed is {config.seed}, must be at least 0 and less than 2**32")
     for name, (fits, wanted) in RANGES.items():
         value = getattr(config.optimizer, name)
         if not (math.isfinite(value) and fits(value)):

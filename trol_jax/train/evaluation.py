@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from trol_jax.data.tokenizer import Tokenizer
 from trol_jax.errors import UserError
 from trol_jax.evals import ask, score
 from trol_jax.evals.files import Root
+from trol_jax.evals.items import Item
 from trol_jax.infer.answer import Answerer
 from trol_jax.models.layers import unstack_layers
 from trol_jax.sharding import hosts
@@ -23,6 +25,22 @@ from trol_jax.train.program import Program
 from trol_jax.train.step import OBJECTIVES
 
 FOLDER, RESULT = "evaluations", "evaluation.json"  # the second for each step in a folder of its own in the first
+
+
+class Interrupted(Exception):
+    """The run was told to stop in the midst of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Watched(Answerer):
+    """look: is called after each answer that was taken, and may raise Interrupted."""
+
+    look: Callable[[], None]
+
+    def answer(self, *questions, **options):
+        for each in super().answer(*questions, **options):
+            yield each
+            self.look()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +55,14 @@ class Evaluation:
         every = self.config.evaluation.every
         return bool(every) and step > 0 and step % every == 0
 
-    def done(self, step: int) -> bool:
-        return (self._folder(step) / RESULT).exists()
+    def left(self, step: int) -> bool:
+        """Whether it is due and not done."""
+        return self.due(step) and not (self._folder(step) / RESULT).exists()
 
     def check(self) -> None:
-        """UserError where a benchmark's files cannot be read: better now than in hours."""
+        """UserError where a benchmark's files cannot be read, or the best is one without a value: better now than in
+        hours.
+        """
         options = self.config.evaluation
         if options.benchmarks and options.every and jax.process_count() > 1:
             raise UserError(
@@ -49,40 +70,54 @@ class Evaluation:
             )
         for benchmark in score.chosen(options.benchmarks) if options.every else ():
             try:
-                next(iter(benchmark.read(Root(options.root, look=False))), None)
+                first = next(iter(benchmark.read(Root(options.root, look=False))), None)
             except UserError as error:
                 raise UserError(f"config.evaluation.benchmarks: {benchmark.name}: {error}") from None
+            rules = benchmark.scorings["trol"]
+            scored = not isinstance(first, Item) or rules.mark(first, rules.parse(first, "")) is not None
+            if benchmark.name == options.best and not scored:
+                raise UserError(
+                    f"config.evaluation.best is {benchmark.name}, which has no value while a run trains ({rules.rule})"
+                )
 
-    def __call__(self, step_dir: Path, params, frozen) -> dict[str, float]:
-        """The metrics of a step that is saved there; they are written beside the answers, which are asked once."""
+    def __call__(self, step_dir: Path, params, frozen, look: Callable[[], None]) -> dict[str, float]:
+        """The metrics of a step that is saved there; they are written beside the answers, which are asked once.
+
+        look: is called between batches and answers, and may raise Interrupted; done again, it goes on with the answers.
+        """
         options, folder = self.config.evaluation, self._folder(int(step_dir.name))
-        values = self.held_out(params, frozen) if options.rows else {}
+        values = self.held_out(params, frozen, look) if options.rows else {}
         if options.benchmarks:
-            values |= self.benchmarks(step_dir, params, frozen, folder)
+            values |= self.benchmarks(step_dir, params, frozen, folder, look)
         if hosts.is_first():
             folder.mkdir(parents=True, exist_ok=True)
             journal.write(folder / RESULT, (json.dumps(values, indent=1) + "\n").encode())
         return values
 
-    def held_out(self, params, frozen) -> dict[str, float]:
+    def held_out(self, params, frozen, look: Callable[[], None]) -> dict[str, float]:
         rows = self.config.batch_size // self.config.accumulation
         with Feed(self.config, self.tokenizer, self.program, rows, held_out=True) as batches:
             count = -(-self.config.evaluation.rows // rows)
-            sums = [self._sums(params, frozen, batch) for batch in itertools.islice(batches, count)]
+            sums = []
+            for batch in itertools.islice(batches, count):
+                look()
+                sums.append(jax.block_until_ready(self._sums(params, frozen, batch)))
         total = jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
         return {HELD_OUT + name: float(value / max(count, 1)) for name, (value, count) in total.items()}
 
-    def benchmarks(self, step_dir: Path, params, frozen, folder: Path) -> dict[str, float]:
+    def benchmarks(self, step_dir: Path, params, frozen, folder: Path, look: Callable[[], None]) -> dict[str, float]:
         """The value of each that has one. Questions that cannot be asked are left out and counted."""
         options, model = self.config.evaluation, dataclasses.replace(self.program.model, separate=True)
         whole = jax.jit(lambda *parts: unstack_layers(self.program.join(*parts)))(params, frozen)
-        answerer = Answerer(model, whole, self.tokenizer, self.config.data.system)
+        answerer = Watched(model, whole, self.tokenizer, self.config.data.system, look=look)
         asked = dict(limit=options.limit or None, beams=1, answerer=answerer, bad_rows="skip")
         results = list(ask.evaluate(step_dir, options.benchmarks, options.root, folder, **asked))
         for failed in (each for each in results if isinstance(each, UserError)):
             self.tell(str(failed))
-        good = [each for each in results if not isinstance(each, UserError)]
-        return {each["benchmark"]: each["value"] for each in good if each["value"] is not None}
+        values = {each["benchmark"]: each["value"] for each in results if not isinstance(each, UserError)}
+        for name in (name for name, value in values.items() if value is None):
+            self.tell(f"{name} has answers in {folder} and no value: a judge or a server scores them")
+        return {name: value for name, value in values.items() if value is not None}
 
     def _folder(self, step: int) -> Path:
         return self.workdir / FOLDER / str(step)
@@ -100,9 +135,10 @@ class Evaluation:
 
 
 def keep_best(metric: str, step: int, values: dict[str, float], checkpoints: checkpoint.Checkpoints) -> None:
-    """Lets the checkpoint of a step stay if its metric is the best until now."""
-    if metric not in values:
+    """Lets the checkpoint of a step stay if its metric is the best until now; what is no number never is."""
+    if not math.isfinite(values.get(metric, math.nan)):
         return
     best, sign = checkpoint.read_best(checkpoints.directory), -1 if metric == f"{HELD_OUT}loss" else 1
-    if best is None or best["metric"] != metric or sign * values[metric] > sign * best["value"]:
+    known = best is not None and best["metric"] == metric and math.isfinite(best["value"])
+    if not known or sign * values[metric] > sign * best["value"]:
         checkpoints.keep_best({"step": step, "metric": metric, "value": values[metric]})

@@ -46,7 +46,7 @@ class Guard:
         self.row, self.total = self.row + 1, self.total + 1
         if self.row > self.limit:
             raise Diverged(
-                f"{self.row} bad steps in a row, and config.optimizer.skips is {self.limit}; the last is step {step} "
+                f"bad steps in a row: {self.row}, and config.optimizer.skips is {self.limit}; the last is step {step} "
                 f"({what}); {self._advice()}"
             )
         self.tell(f"step {step} is left out: {what}")

@@ -20,15 +20,15 @@ from trol_jax.sharding import hosts
 from trol_jax.sharding.rules import Layout
 from trol_jax.train import config as config_lib
 from trol_jax.train import parameters, watch
-from trol_jax.train.evaluation import Evaluation, keep_best
+from trol_jax.train.evaluation import Evaluation, Interrupted, keep_best
 from trol_jax.train.feed import Feed
 from trol_jax.train.guard import Guard
 from trol_jax.train.metrics import Metrics, Silent
 from trol_jax.train.program import Program
 
 
-def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_steps: tuple[int, ...] = ()) -> int:
-    """Train to `config.steps`, or go on from the newest sound checkpoint under `workdir`. Returns the steps done.
+def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_steps: tuple[int, ...] = ()) -> bool:
+    """Train to `config.steps`, or go on from the newest sound checkpoint under `workdir`. Returns whether all is done.
 
     On SIGTERM, or when the cloud takes the machine away, it saves and returns early. profile_steps: the first and the
     last of those whose times are recorded. UserError for bad settings, bad data and a full disk; Diverged when a loss
@@ -41,6 +41,7 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
     layout = Layout.make(config.mesh, config.rules)
     first = hosts.is_first()
     tell = print if first else lambda _: None
+    damaged = {}
     begun = bool(checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS))
     if begun:
         newest, damaged = checkpoint.newest_sound(workdir / checkpoint.CHECKPOINTS)
@@ -48,6 +49,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
             tell(f"checkpoint {path} is damaged and is left alone until its step is saved again: {problems[0]}")
         newest = newest or checkpoint.resolve(workdir)  # whose reading will tell that none is sound
         this = saved.read(newest)
+        with about_start_from():
+            this = where_its_base_is(this, config.start_from)
         require_same_settings(this.settings, config, workdir)
     elif config.start_from:
         with about_start_from():
@@ -65,6 +68,8 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
     # ------------------------------------------------------------------ shapes and shardings first, then arrays
     program = Program(config, sizes, layout)
     tell(parameters.report(config.parameters, program.shapes, config.lora))
+    if config.optimizer.warmup > config.steps:  # as in a trial
+        tell(f"optimizer.warmup is {config.optimizer.warmup}, and after {config.steps} steps the rate is not yet lr")
     evaluation = Evaluation(config, workdir, program, tokenizer, tell)
     evaluation.check()
 
@@ -73,9 +78,9 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
         batches = stack.enter_context(Feed(config, tokenizer, program, config.batch_size))
         if begun:
             step, state, data_state, _ = checkpoint.restore(newest, program.state)
-            if step >= config.steps:
+            if step >= config.steps and not evaluation.left(step):
                 tell(f"already trained to step {step}; remove {workdir} to start anew")
-                return step
+                return True
             batches.set_state(data_state)
             tell(f"going on from step {step} of {config.steps}")
         elif config.start_from:
@@ -85,9 +90,10 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
         else:
             step, state = 0, program.fresh()
         with about_start_from():
-            base = this.base and this.base.find()
+            base = this.base and (this.base.find_sound() if begun else this.base.find())  # `load` verified it
             frozen = parameters.load_frozen(base, program.treatments, program.frozen, program.dtype)
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, keep=config.keep))
+        kept = dict(keep=config.keep, damaged=[int(path.name) for path in damaged])
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir / checkpoint.CHECKPOINTS, **kept))
         heart = stack.enter_context((watch.Heartbeat if first else watch.Silent)(workdir, step, config.steps))
         metrics = stack.enter_context(
             (Metrics if first else Silent)(workdir, step, config.steps, config.wandb, settings)
@@ -106,16 +112,24 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
             save()
             checkpoints.wait()
 
+        def look() -> None:
+            heart.beat("evaluating", step)
+            if stop:
+                raise Interrupted
+
         def evaluate() -> None:
             patient(checkpoints.wait, again=settle, tell=metrics.tell)
             heart.beat("evaluating", step)
-            with jax.transfer_guard("allow"):
-                values = evaluation(checkpoints.directory / str(step), state.params, frozen)
+            try:
+                with jax.transfer_guard("allow"):
+                    values = evaluation(checkpoints.directory / str(step), state.params, frozen, look)
+            except Interrupted:  # the same command does it again
+                return
             keep_best(config.evaluation.best, step, values, checkpoints)
             metrics.write(step, values)
 
         # -------------------------------------------------------------- the loop
-        if begun and evaluation.due(step) and not evaluation.done(step):  # it was ended in the middle of it
+        if begun and evaluation.left(step):  # it was ended in the middle of it
             evaluate()
         stack.enter_context(jax.transfer_guard("disallow"))  # only explicit transfers: none slips into the hot path
         last_saved, began = step, time.monotonic()
@@ -146,10 +160,12 @@ def train(config: config_lib.RunConfig, workdir: str | os.PathLike, profile_step
         if last_saved < step:
             patient(save, again=save, tell=metrics.tell)
         patient(checkpoints.wait, again=settle, tell=metrics.tell)
-        heart.beat("training", step)
+        complete = step == config.steps and not (stop and evaluation.left(step))
+        if complete:
+            heart.beat("done", step)
     if stop:
         tell(f"stopped by {stop[0]} after step {step} of {config.steps}; saved: the same command goes on from here")
-    return step
+    return complete
 
 
 def patient(call: Callable[[], None], again: Callable[[], None], tell: Callable[[str], None]) -> None:
@@ -175,12 +191,22 @@ def require_finished(origin: pathlib.Path, path: str) -> None:
 
 def starting_point(path: pathlib.Path, options: config_lib.ModelOptions) -> saved.Saved:
     """Model and tokeniser of another run, or of converted weights, with this run's own gates and passes."""
-    origin = saved.read(path)
+    origin = saved.read_whole(path)
     if origin.tokenizer is None:
         raise UserError(f"{path} has no tokeniser; convert a folder that has one")
     if origin.model.name in VARIANTS and origin.model.name != options.variant:
         raise UserError(f"{path} is a {origin.model.name}, and config.model.variant is {options.variant}")
     return dataclasses.replace(origin, model=config_lib.with_options(origin.model, options))
+
+
+def where_its_base_is(this: saved.Saved, start_from: str) -> saved.Saved:
+    """A base that was moved is known by its content: start_from may name another place where that is."""
+    if this.base is None or start_from == this.settings.start_from:
+        return this
+    base = saved.Base.of(checkpoint.resolve(start_from))
+    if base.identity != this.base.identity:
+        return this
+    return dataclasses.replace(this, base=base, settings=dataclasses.replace(this.settings, start_from=start_from))
 
 
 def require_same_settings(

@@ -31,14 +31,15 @@ def merge(
     Kernels with pairs are written as what they stood for in training, also where they were quantised; others that were
     quantised were not trained, and stay what they are in the base. Numbers are in the base's dtypes.
     base: where the run's base is now, if it was moved.
-    UserError for a run that is whole or not at its end (a step of it may be named), a base that is gone or another, and
-    a `directory` that is not empty.
+    UserError for a run that is whole or not at its end (a step of it may be named), damage to it or to its base,
+    a base that is gone or another, and a `directory` that is not empty.
     """
     step_dir = checkpoint.resolve(path)
     here = saved.read(step_dir)
     if here.base is None:
         raise UserError(f"{step_dir} is whole already: every parameter was trained")
     loop.require_finished(step_dir, str(path))
+    checkpoint.require_sound(step_dir)
     if base is not None:
         here = dataclasses.replace(here, base=saved.Base(str(base), here.base.identity))
     tree = unflatten_dict(dict(_arrays(step_dir, here, progress)), sep="/")

@@ -21,7 +21,8 @@ FLUSH_SECONDS = 30  # of the TensorBoard file
 class Metrics:
     """Writes `metrics.jsonl` (one object a line) and TensorBoard events under `tensorboard/` of a run directory.
 
-    wandb: project of Weights & Biases that gets them too, with the settings; "" = none.
+    wandb: project of Weights & Biases that gets them too, with the settings; "" = none. What fails there later is told
+    once.
     start_step: steps done when the run (re)starts. Lines of later steps are what a killed run wrote after its last
     checkpoint; they are dropped, so that every step stands once. Use it by `with`. UserError when the disk is full;
     what fails while another error is on its way is not told.
@@ -30,7 +31,7 @@ class Metrics:
     def __init__(
         self, workdir: pathlib.Path, start_step: int, total_steps: int, wandb: str = "", settings: dict | None = None
     ):
-        self.wandb = wandb and start_wandb(wandb, workdir, settings)
+        self.wandb, self.told = wandb and start_wandb(wandb, workdir, settings), False
         self.path = workdir / "metrics.jsonl"
         self.last_step = start_step  # of the last line
         with self.explained():
@@ -50,7 +51,7 @@ class Metrics:
     def __exit__(self, kind, error, trace) -> None:
         self.bar.close()
         if self.wandb:
-            self.wandb.finish(exit_code=int(error is not None))
+            self._to_wandb(self.wandb.finish, exit_code=int(error is not None))
         with self.explained() if error is None else contextlib.suppress(OSError):
             try:
                 self.board.close()
@@ -68,7 +69,7 @@ class Metrics:
                 self.board.flush()
                 self.flushed = time.monotonic()
         if self.wandb:
-            self.wandb.log(flat(values), step=step)
+            self._to_wandb(self.wandb.log, flat(values), step=step)
         self.last_step = step
         shown = {"loss": "loss", "examples/s": "examples_per_second"}
         self.bar.set_postfix({k: f"{values[name]:.4g}" for k, name in shown.items() if name in values}, refresh=False)
@@ -78,6 +79,14 @@ class Metrics:
 
     def tell(self, line: str) -> None:
         tqdm.write(line)
+
+    def _to_wandb(self, call, *values, **options) -> None:
+        try:
+            call(*values, **options)
+        except Exception as error:  # a service that is away is no reason to end a run
+            if not self.told:
+                self.tell(f"Weights & Biases takes no metrics ({_line(error)}); the run goes on, and has them itself")
+            self.told = True
 
     @contextlib.contextmanager
     def explained(self):
@@ -133,7 +142,16 @@ def start_wandb(project: str, workdir: pathlib.Path, settings: dict | None):
         raise UserError("config.wandb names a project, and wandb is not installed: pip install wandb") from None
     place = str(workdir.absolute())
     name = f"{workdir.name}-{xxhash.xxh32_hexdigest(os.fsencode(place))}"
-    return wandb.init(project=project, dir=place, id=name, name=workdir.name, resume="allow", config=settings)
+    try:
+        return wandb.init(project=project, dir=place, id=name, name=workdir.name, resume="allow", config=settings)
+    except Exception as error:  # of its own, and of the network
+        raise UserError(
+            f"config.wandb: {project} cannot be opened: {_line(error)}; wandb login, or set it to ''"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def rounded_to_six(value: float | list[float]) -> float | list[float]:

@@ -22,7 +22,11 @@ class OptimizerOptions:
     b2: float
     rates: tuple = ()  # ((regular expression, factor), ...): by what the rate of the parameters so named is multiplied
     skips: int = 0  # bad steps in a row that are left out before the run ends; 0 = the first one ends it
-    skip_norm: float = 0.0  # a step is bad if its gradient is longer than this; 0 = if it is not finite
+    skip_norm: float = 0.0  # a step is bad if its gradient is longer than this; 0 = only if it is not finite
+
+    def longest(self) -> float | None:
+        """Gradient of a step that is not bad; None where no step is looked at before it counts."""
+        return (self.skip_norm or math.inf) if self.skips or self.skip_norm else None
 
 
 def make_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:

@@ -50,7 +50,7 @@ class Program:
             seed=config.seed,
             z_loss=config.z_loss,
             accumulation=config.accumulation,
-            skip_norm=(config.optimizer.skip_norm or float("inf")) if config.optimizer.skips else None,
+            skip_norm=config.optimizer.longest(),
             join=self.join,
             place=functools.partial(layout.place, boxed=boxed[0].params),
         )

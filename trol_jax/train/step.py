@@ -185,7 +185,7 @@ def make_train_step(
         metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         if skip_norm is not None:
-            good = metrics["grad_norm"] <= skip_norm  # no number compares so
+            good = jnp.isfinite(metrics["grad_norm"]) & (metrics["grad_norm"] <= skip_norm)
             new = jax.tree.map(lambda new, old: jnp.where(good, new, old) if _is_float(new) else new, new, state)
             metrics["skipped"] = 1.0 - good
         for kind, tree in (("grad_norm", grads), ("update_norm", updates)):

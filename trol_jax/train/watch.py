@@ -22,8 +22,8 @@ class Heartbeat:
     """Keeps `heartbeat.json` of a run: state, step, steps, when (UTC) and where. Use it by `with`.
 
     It is written by the loop itself, at most every `SECONDS`: a run that hangs falls silent. States: starting,
-    training, saving, evaluating; at the end done, stopped (start it again) or failed, then with the error. A disk that
-    cannot take it does not end the run.
+    training, saving, evaluating; at the end done, as the loop says, else stopped (start it again) or failed, then with
+    the error. A disk that cannot take it does not end the run.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, steps: int):
@@ -51,8 +51,8 @@ class Heartbeat:
     def __exit__(self, kind, error, trace) -> None:
         if error is not None:
             self.beat("failed", self.step, error=" ".join(f"{kind.__name__}: {error}".split()))
-        else:
-            self.beat("done" if self.step >= self.steps else "stopped", self.step)
+        elif self.last[0] != "done":
+            self.beat("stopped", self.step)
 
 
 class Silent(contextlib.nullcontext):

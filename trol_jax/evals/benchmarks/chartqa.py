@@ -39,9 +39,7 @@ def mark(item: Item, parsed: str | None) -> float:
 
 
 def average(samples) -> Summary:
-    splits = grouped(samples, "split")
-    absent = {"absent": [name for name in SPLITS if name not in splits]} if 0 < len(splits) < len(SPLITS) else {}
-    return Summary(*over(marked(group) for group in splits.values()), by(samples, "split") | absent)
+    return Summary(*over(marked(group) for group in grouped(samples, "split").values()), by(samples, "split"))
 
 
 def augmented_once(items):
@@ -61,6 +59,7 @@ SCORINGS = {
         lambda item, answer: answer.strip() or None,
         mark,
         average,
+        parts={"split": SPLITS},
     ),
 }
 BENCHMARK = Benchmark("chartqa", read, SCORINGS)

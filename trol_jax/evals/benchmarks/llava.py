@@ -1,11 +1,9 @@
 """LLaVA-Bench in the Wild: free answers, which a judge compares with GPT-4's."""
 
-import math
-
 from trol_jax.errors import UserError
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.items import Benchmark, Item, Judged, Summary, Unreadable
-from trol_jax.evals.scoring import grouped, unscored
+from trol_jax.evals.scoring import grouped, of_sums, unscored
 
 FOLDER = "llava-bench-in-the-wild"
 CONTEXT, REFERENCES = f"{FOLDER}/context.jsonl", f"{FOLDER}/answers_gpt4.jsonl"  # only a judge needs them
@@ -82,13 +80,8 @@ def talk(item: Item, answer: str):
 
 
 def ratio(samples) -> tuple[float | None, float | None]:
-    """100 x the sum of our grades by that of the reference's; its standard error to first order."""
-    pairs = [sample.parsed for sample in samples if sample.score is not None]
-    if not pairs:
-        return None, None
-    whole = sum(theirs for theirs, _ in pairs)
-    value = sum(mine for _, mine in pairs) / whole
-    return 100 * value, 100 * math.sqrt(sum((mine - value * theirs) ** 2 for theirs, mine in pairs)) / whole
+    """Of our grades by the reference's."""
+    return of_sums([sample.parsed[::-1] for sample in samples if sample.score is not None])
 
 
 def summarise(samples) -> Summary:

@@ -39,7 +39,7 @@ def read(root: Root):
 
 def options(question: str) -> dict[str, str]:
     """Lines "A:text" after "Choices:"."""
-    return dict(re.findall(r"^([A-Z])[:.]\s*(.*)$", question.partition("Choices:")[2], re.MULTILINE))
+    return dict(re.findall(r"^([A-Z])[:.][ \t]*(.*)$", question.partition("Choices:")[2], re.MULTILINE))
 
 
 def extract(item: Item, answer: str) -> str | None:

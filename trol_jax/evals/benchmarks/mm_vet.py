@@ -2,7 +2,7 @@
 
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.items import Benchmark, Item, Judged, Summary, Unreadable
-from trol_jax.evals.scoring import by, marked, mean, part, unscored
+from trol_jax.evals.scoring import grouped, marked, mean, part, unscored
 
 FILE = "mm-vet/mm-vet.json"
 
@@ -50,7 +50,8 @@ def summarise(samples) -> Summary:
     single = {
         name: part(marked(sample for sample in samples if name in sample.item.fields["capability"])) for name in names
     }
-    together = by(samples, "capability")["capability"] if samples else {}
+    groups = grouped(samples, lambda sample: ", ".join(sorted(sample.item.fields["capability"])))
+    together = {name: part(marked(group)) for name, group in groups.items()}
     return Summary(*mean(marked(samples)), {"capability": single, "capabilities": together})
 
 

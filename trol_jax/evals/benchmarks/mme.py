@@ -3,8 +3,9 @@
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 
-from trol_jax.evals.files import Root, each
+from trol_jax.evals.files import Root, each, readable
 from trol_jax.evals.items import Benchmark, Item, Scoring, Summary
 from trol_jax.evals.parsing import mme_yes_no
 from trol_jax.evals.scoring import equal, first_of_each, grouped
@@ -28,19 +29,25 @@ def read(root: Root):
         if category not in CATEGORIES:
             raise row.bad(f'"category" is {category!r}, must be one of {", ".join(CATEGORIES)}')
         images = (root.picture(row, FOLDER, row.text("image")),)
-        file = number.rpartition("/")[2].partition(".")[0] + ".txt"
+        file = f"{stem(number)}.txt"
         gold = labels(category, file).get(bare(text))
         if gold is None:
             raise row.bad(f"{FOLDER}/{category} has no answer to this question in {file}")
-        return Item(number, text, images, gold, {"category": category})
+        return Item(number, text, images, gold, {"category": category, "question_id": number})
 
     return each(root.objects(root.find(f"{FOLDER}/llava_mme.json*")[0]), item)
+
+
+def stem(number: str) -> str:
+    """The name of a picture, without folder and ending, which is that of its text."""
+    name = number.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
 
 
 def read_labels(root: Root, category: str, file: str) -> dict[str, str]:
     """{question: yes or no} of a picture, from the official tree, which has two layouts."""
     for folder in (f"{FOLDER}/{category}/questions_answers_YN", f"{FOLDER}/{category}"):
-        if (root.path / folder / file).is_file():
+        if readable(root.path / folder / file):
             pairs = (line.rpartition("\t") for line in root.read(f"{folder}/{file}").splitlines())
             return {bare(question): gold.strip().lower() for question, _, gold in pairs}
     return {}
@@ -50,27 +57,37 @@ def bare(question: str) -> str:
     return " ".join(question.replace(OURS, "").replace(THEIRS, "").split())
 
 
+PAIR = "picture"  # in its category
+
+
+def picture(fields: Mapping) -> tuple:
+    return fields["category"], fields["question_id"]
+
+
 def in_twos(samples):
-    """The original pairs what follows each other in a category."""
-    return [samples[start : start + 2] for start in range(0, len(samples), 2)]
+    """The original pairs what follows each other in a category; one that is left over counts as a pair."""
+    pairs = [samples[start : start + 2] for start in range(0, len(samples), 2)]
+    return pairs, len(pairs)
 
 
 def by_picture(samples):
-    return list(grouped(samples, lambda sample: sample.item.id).values())
+    """What lacks the other answer is in no pair."""
+    pairs = list(grouped(samples, lambda sample: picture(sample.item.fields)).values())
+    return pairs, sum(len(pair) == 2 and PAIR not in pair[0].lacking for pair in pairs)
 
 
-def points(pairs) -> tuple[float, float]:
-    """accuracy + accuracy+ of a category, 0 to 200, and its variance."""
-    right = [sum(sample.score for sample in pair) for pair in pairs]
-    value = 100 * sum(right) / sum(map(len, pairs)) + 100 * right.count(2) / len(pairs)
-    each_pair = [100 * (count / len(pair) + (count == 2)) for count, pair in zip(right, pairs, strict=True)]
-    middle = sum(each_pair) / len(pairs)
-    return value, sum((points - middle) ** 2 for points in each_pair) / len(pairs) ** 2
+def points(pairs, whole: int) -> tuple[float, float]:
+    """accuracy + accuracy+ of a category, 0 to 200, and its variance. whole: of how many pairs both can be right."""
+    count, right = sum(map(len, pairs)), [sum(sample.score for sample in pair) for pair in pairs]
+    each_pair = [100 * (one / count + (one == 2) / whole) for one in right]
+    value = sum(each_pair)
+    return value, sum((points - value / len(pairs)) ** 2 for points in each_pair)
 
 
 def summarise(pair):
     def summary(samples) -> Summary:
-        found = {name: points(pair(group)) for name, group in grouped(samples, "category").items()}
+        pairs = {name: pair(group) for name, group in grouped(samples, "category").items()}
+        found = {name: points(*of) for name, of in pairs.items() if of[1]}
         if not found:
             return Summary()
         splits = {}
@@ -83,6 +100,7 @@ def summarise(pair):
     return summary
 
 
+PARTS = {"category": CATEGORIES}
 SCORINGS = {
     "trol": Scoring(
         "yes or no within four characters; accuracy and accuracy+, questions paired in order",
@@ -90,12 +108,15 @@ SCORINGS = {
         equal,
         summarise(in_twos),
         first_of_each(lambda item: (item.fields["category"], item.id, bare(item.question))),
+        parts=PARTS,
     ),
     "standard": Scoring(
-        "yes or no within four characters; accuracy and accuracy+, questions paired by picture",
+        "yes or no within four characters; accuracy, and accuracy+ over pictures with both answers",
         lambda item, answer: mme_yes_no(answer),
         equal,
         summarise(by_picture),
+        groups={PAIR: picture},
+        parts=PARTS,
     ),
 }
 BENCHMARK = Benchmark("mme", read, SCORINGS, unit="points of 2,800")

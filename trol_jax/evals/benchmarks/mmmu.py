@@ -49,14 +49,18 @@ def read(root: Root):
 
 
 def literal(row: Row, text: str) -> list[str]:
-    """A list as Python writes it."""
+    if (values := listed(text)) is None:
+        raise row.bad(f'"options" is {text[:60]!r}, must be a list')
+    return values
+
+
+def listed(text: str) -> list[str] | None:
+    """What is in a list as Python writes it; None for all else."""
     try:
         values = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        values = None
-    if not isinstance(values, list):
-        raise row.bad(f'"options" is {text[:60]!r}, must be a list')
-    return [str(value) for value in values]
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return [str(value) for value in values] if isinstance(values, list) else None
 
 
 def marked_once(text: str) -> str:
@@ -68,11 +72,8 @@ def marked_once(text: str) -> str:
 
 def golds(item: Item) -> str | Sequence[str]:
     """An open answer may be a list, as Python writes it."""
-    try:
-        values = ast.literal_eval(item.gold) if item.gold.startswith("[") else item.gold
-    except (ValueError, SyntaxError):
-        return item.gold
-    return [str(value) for value in values] if isinstance(values, list) else item.gold
+    values = listed(item.gold) if item.gold.startswith("[") else None
+    return item.gold if values is None else values
 
 
 def parse(item: Item, answer: str):
@@ -121,6 +122,7 @@ def share(samples) -> dict[str, float | int]:
     return {"num": len(scores), "acc": round(sum(scores) / len(scores), 3) if scores else 0}
 
 
+PARTS = {"subject": DOMAIN}
 SCORINGS = {
     "trol": Scoring(
         "choices: the answer is the letter; open: the authors' rules; accuracy, three digits",
@@ -128,12 +130,14 @@ SCORINGS = {
         mark_raw,
         printed,
         first_of_each_id,
+        parts=PARTS,
     ),
     "standard": Scoring(
         "the authors' rules; where no choice is found one is drawn by the question's id; accuracy",
         parse,
         mark,
         accuracy("subject", "domain", "type"),
+        parts=PARTS,
     ),
 }
 BENCHMARK = Benchmark("mmmu", read, SCORINGS)

@@ -1,9 +1,11 @@
 """POPE: is there such a thing in the picture, asked in three ways that are more or less hard."""
 
+import math
+
 from trol_jax.evals.files import Root, each
 from trol_jax.evals.items import Benchmark, Item, Scoring, Summary
 from trol_jax.evals.parsing import pope_yes_no
-from trol_jax.evals.scoring import confusion, equal, first_of_each, grouped, marked, mean, over, ratio
+from trol_jax.evals.scoring import confusion, equal, first_of_each, grouped, marked, mean, of_sums, over, ratio
 
 SPLITS = ("popular", "adversarial", "random")  # in the original's order
 
@@ -36,13 +38,20 @@ def accuracies(samples) -> Summary:
 
 
 def f1s(samples) -> Summary:
-    """The mean F1 of the splits. Its standard error is that of their accuracies, to which F1 is close here."""
+    """The mean F1 of the splits."""
     splits = grouped(samples, "category")
     found = {name: measures(group) for name, group in splits.items()}
     if not found:
         return Summary()
     average = {name: sum(split[name] for split in found.values()) / len(found) for name in MEASURES}
-    return Summary(average["f1"], over(marked(group) for group in splits.values())[1], found | {"mean": average})
+    error = math.hypot(*map(f1_error, splits.values())) / len(splits)
+    return Summary(average["f1"], error, found | {"mean": average})
+
+
+def f1_error(samples) -> float:
+    """F1 is a ratio of sums over questions: 2 tp by 2 tp + fp + fn."""
+    each = [(sample.parsed != "no", sample.item.gold == "yes") for sample in samples]
+    return of_sums([(2 * (said and true), said + true) for said, true in each])[1] or 0.0
 
 
 MEASURES = ("accuracy", "precision", "recall", "f1", "yes_share")
@@ -66,7 +75,7 @@ SCORINGS = {
         once,
     ),
     "standard": Scoring(
-        "no if 'No', 'no' or 'not' is in the first sentence; mean F1 of the three splits",
+        "no if 'No', 'no' or 'not' is in the first sentence; mean F1 of the three splits, its error to first order",
         lambda item, answer: pope_yes_no(answer, lower=False),
         mark,
         f1s,

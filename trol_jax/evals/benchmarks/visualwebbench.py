@@ -108,10 +108,18 @@ def tasks(samples) -> Summary:
     return Summary(*over(mains), splits)
 
 
+PARTS = {"task": METRIC}
 SCORINGS = {
     "trol": Scoring(
-        "ROUGE, F1 and letters of answers as they are; mean of the tasks", parse_trol, mark, tasks, first_of_each_id
+        "ROUGE, F1 and letters of answers as they are; mean of the tasks",
+        parse_trol,
+        mark,
+        tasks,
+        first_of_each_id,
+        parts=PARTS,
     ),
-    "standard": Scoring("ROUGE, F1 and letters of what the answers' forms hold; mean of the tasks", parse, mark, tasks),
+    "standard": Scoring(
+        "ROUGE, F1 and letters of what the answers' forms hold; mean of the tasks", parse, mark, tasks, parts=PARTS
+    ),
 }
 BENCHMARK = Benchmark("visualwebbench", read, SCORINGS)

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,14 @@ class Result:
     version: str
     settings: dict
     splits: dict  # as each benchmark has them
+    absent: list = field(default_factory=list)  # parts of the benchmark that its files lack
 
     @property
     def partial(self) -> bool:
-        """Whether some questions do not count: those of --limit and --offset, and those that could not be used."""
-        left_out = (self.failed, self.missing, self.bad_rows, self.unjudged, self.settings.get("offset"))
+        """Whether some questions do not count: those of --limit and --offset, and those that could not be used,
+        and parts that are absent.
+        """
+        left_out = (self.failed, self.missing, self.bad_rows, self.unjudged, self.absent, self.settings.get("offset"))
         return any(left_out) or self.settings.get("limit") is not None
 
 
@@ -135,16 +138,18 @@ def read_samples(file: Path) -> dict[int, Sample]:
 
 
 def typed(cls: type, row: Row):
-    """An object of the row's fields. What more a row has is left out."""
+    """An object of the row's fields. What more a row has is left out; a field with a default may be missing."""
     if not isinstance(row.data, Mapping):
         raise row.bad("is no object")
     kinds = {float: (float, int), Any: (object, bool, type(None))}
     given = {}
-    for field in fields(cls):
-        wanted = getattr(field.type, "__args__", None) or (field.type,)
-        given[field.name] = row.get(field.name, *(kind for one in wanted for kind in kinds.get(one, (one,))))
-        if isinstance(given[field.name], float) and not math.isfinite(given[field.name]):
-            raise row.bad(f'"{field.name}" is {given[field.name]}, must be a number')
+    for one in fields(cls):
+        if one.default_factory is not MISSING and one.name not in row.data:
+            continue
+        wanted = getattr(one.type, "__args__", None) or (one.type,)
+        given[one.name] = row.get(one.name, *(kind for each in wanted for kind in kinds.get(each, (each,))))
+        if isinstance(given[one.name], float) and not math.isfinite(given[one.name]):
+            raise row.bad(f'"{one.name}" is {given[one.name]}, must be a number')
     return cls(**given)
 
 

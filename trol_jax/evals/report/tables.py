@@ -67,7 +67,11 @@ def judges(found: dict[str, Result]) -> str:
 
 
 def notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    said = [f"{published()['note']} A run compares with them where its scoring is trol and its judge the paper's."]
+    said = [f"{published()['note']} A run compares with them where its scoring is trol and no judge is needed."]
+    said.append(
+        "Judges are asked in this project's own words, not the authors': what they score does not compare exactly "
+        "with published figures, even of the same judge."
+    )
     said.append(f"{DASH} not measured, or not scored. ± standard error.")
     shown = [(run, name, result) for run in runs for name in names if (result := run.column(name))]
     if any(result.partial for *_, result in shown):
@@ -88,7 +92,10 @@ def everything(runs: Sequence[Run]) -> Table:
     pairs = [(run, run.results[name]) for name in order for run in runs if name in run.results]
     said = ["Left out: could not be asked, or have no answer, or are rows that cannot be used. ± standard error."]
     if any(result.partial for _, result in pairs):
-        said.append(f"{PART} over a part of the questions: --limit, --offset, or some were left out or not judged.")
+        why = "--limit, --offset, some were left out or not judged, or parts of the benchmark are absent"
+        said.append(f"{PART} over a part of the questions: {why}.")
+        lacking = [(run.name, each.benchmark, ", ".join(each.absent)) for run, each in pairs if each.absent]
+        said += [f"{run} lacks of {name}: {absent}." for run, name, absent in lacking]
     units = dict.fromkeys(f"of {each.benchmark}: {each.unit}" for _, each in pairs if each.unit != "percent")
     said.append(f"{'; '.join(['Values are percent', *units])}.")
     return Table("All results", header, tuple(full_line(*pair) for pair in pairs), tuple(said))
