@@ -163,7 +163,7 @@ def plot(task: str, known: dict[str, dict]) -> bytes:
 
 
 def network(report: dict) -> float:
-    return sum(seconds for part, seconds in report["seconds"].items() if part.startswith("network"))
+    return sum(each["seconds"] for each in report["traffic"])
 
 
 INTRODUCTION = f"""

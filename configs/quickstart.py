@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.remat = "none"
     config.scan = False
     config.mesh = "data=-1"
-    config.rules = "data"
+    config.rules = "data"  # or a table, in a config of one's own: with config.ignore_type(): config.rules = {...}
     config.checkpoint_every = 500
     config.keep = 2
     config.log_every = 10

@@ -59,7 +59,10 @@ def parse(argv):
     except Exception as error:  # a config file is a program, and may fail in any way
         while error.args and isinstance(error.args[0], Exception):  # ml_collections: AttributeError(KeyError(message))
             error = error.args[0]
-        fail(unknown(str(error.args[0]), argv) if isinstance(error, KeyError) else error)
+        hint = ""
+        if "is of original type" in str(error):
+            hint = "; give a setting another kind of value, as a table of rules, `with config.ignore_type():`"
+        fail(unknown(str(error.args[0]), argv) if isinstance(error, KeyError) else f"{error}{hint}")
 
 
 def unknown(said: str, argv) -> str:

@@ -29,7 +29,7 @@ ATTENTION = flags.DEFINE_string(
 PASSES = flags.DEFINE_integer("passes", 2, "Passes over each layer.")
 COMPILE = flags.DEFINE_bool("compile", False, "Also ask the target's own compiler whether it fits: minutes.")
 DETAILS = flags.DEFINE_integer("details", 1, "Of how many strategies all is told, the best first.")
-JSON = flags.DEFINE_string("json", "", "File for everything.")
+JSON = flags.DEFINE_string("json", "", "File for everything, written anew after each strategy.")
 HTML = flags.DEFINE_string("html", "", "File for a page with charts; they lie beside it as PNG.")
 
 
@@ -54,32 +54,56 @@ def main(_):
     ]  # fmt: skip
     for each in strategies:
         check(each)
+    check_files()
     plan.prepare(target.devices)
     reports = []
     for number, s in enumerate(strategies, 1):
         try:
-            reports.append(plan.plan(s, target))
-            if COMPILE.value:
-                reports[-1] = compiled(reports[-1], target)
-            took = f"{reports[-1].took['seconds']:.0f} s"
-            print(f"{number} of {len(strategies)}: {s.mesh} {s.rules} {s.remat}, {took}", file=sys.stderr, flush=True)
+            found = plan.plan(s, target)
+            found = compiled(found, target) if COMPILE.value else found
         except UserError as error:
             if len(strategies) == 1:
                 raise
             print(f"left out, {s.mesh} {s.rules}: {error}", flush=True)
+            continue
+        except Exception as error:  # of one strategy, such as a fault of the compiler: the others are worth having
+            if len(strategies) == 1:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"left out, {s.mesh} {s.rules} {s.remat}: a fault of the program, {reason}", flush=True)
+            continue
+        reports = plan.ranked([*reports, found])
+        if JSON.value:
+            write(JSON.value, json.dumps([*map(report.to_json, reports)], indent=1).encode())
+        said = f"{'fits' if found.fits else 'does not fit'}, {found.fastest * 1e3:.3g} to {found.slowest * 1e3:.3g} ms"
+        said = f"{s.mesh} {s.rules} {s.remat}: {said}; planned in {found.took['seconds']:.0f} s"
+        print(f"{number} of {len(strategies)}: {said}", file=sys.stderr, flush=True)
     if not reports:
         raise UserError("no strategy can be laid over these devices; see above")
-    reports = plan.ranked(reports)
     print(report.table(reports))
     print("", *map(report.details, reports[: DETAILS.value]), sep="\n")
     if len(reports) > 1:
         print("", report.difference(*reports[:2]), sep="\n")
     print("", plan.LEFT_OUT, sep="\n")
-    if JSON.value:
-        write(JSON.value, json.dumps([*map(report.to_json, reports)], indent=1).encode())
     if HTML.value:
         write(HTML.value, report.page(reports).encode())
-        write(str(pathlib.Path(HTML.value).with_suffix(".png")), report.charts(reports))
+        write(charts(), report.charts(reports))
+
+
+def charts() -> str:
+    return str(pathlib.Path(HTML.value).with_suffix(".png"))
+
+
+def check_files() -> None:
+    """UserError for files that cannot be written, before the minutes that planning takes."""
+    from trol_jax.errors import UserError
+
+    if HTML.value and charts() == HTML.value:
+        raise UserError(f"--html={HTML.value} is the name of its charts; give one that ends in .html")
+    for name, value in (("json", JSON.value), ("html", HTML.value)):
+        folder = pathlib.Path(value).parent
+        if value and not (folder.is_dir() and os.access(folder, os.W_OK) and not os.path.isdir(value)):
+            raise UserError(f"--{name}={value} cannot be written; give a file in a folder that is there")
 
 
 def compiled(report, target):

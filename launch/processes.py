@@ -1,6 +1,7 @@
 """Flags of programs that may run as several processes, one a host (or a GPU), and compute as one."""
 
 import os
+import socket
 import sys
 import threading
 
@@ -35,6 +36,9 @@ def connect(finish_step: bool = False) -> None:
     if not (host and port.isdecimal() and 0 < int(port) < 65536):
         raise UserError(f"--coordinator is {COORDINATOR.value!r}, must be HOST:PORT of process 0")
 
+    if INDEX.value == 0:
+        require_free(int(port))
+
     import jax
 
     jax.config.update("jax_enable_preemption_service", finish_step)  # which takes SIGTERM for itself
@@ -56,6 +60,21 @@ def connect(finish_step: bool = False) -> None:
         raise UserError(f"cannot join the other processes: {error}") from error
     finally:
         timer.cancel()
+
+
+def require_free(port: int) -> None:
+    """UserError for a port that another program has; JAX ends in a segmentation fault there."""
+    from trol_jax.errors import UserError
+
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+    except OSError as error:
+        reason = os.strerror(error.errno)  # its own words repeat the address
+        raise UserError(
+            f"--coordinator={COORDINATOR.value}: process 0 cannot take port {port} here ({reason}); choose one that is "
+            "free, the same for all"
+        ) from error
 
 
 def leave() -> None:

@@ -1,5 +1,6 @@
 """Train: python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.steps=100]"""
 
+import pathlib
 import sys
 
 from absl import flags
@@ -24,10 +25,24 @@ def main(_):
     processes.connect(finish_step=True)
     raw = CONFIG.value
     settings = config.from_dict(raw.to_dict() if isinstance(raw, ConfigDict) else raw)
+    require_same(settings)
     if steps and steps[1] > settings.steps:
         raise UserError(f"--profile_steps={steps[0]},{steps[1]} ends after the run, which has {settings.steps} steps")
     if not loop.train(settings, WORKDIR.value, steps):
         sys.exit(STOPPED)
+
+
+def require_same(settings) -> None:
+    """UserError where several processes would not train the same, or would not go on from the same step."""
+    from flax.traverse_util import flatten_dict
+
+    from trol_jax import checkpoint, typed
+    from trol_jax.sharding import hosts
+
+    workdir = pathlib.Path(WORKDIR.value).absolute()
+    steps = checkpoint.steps_in(workdir / checkpoint.CHECKPOINTS)
+    values = flatten_dict({"config": typed.to_dict(settings)}, sep=".")
+    hosts.require_same(values | {"--workdir": str(workdir), "the newest checkpoint": max(steps, default=None)})
 
 
 def profile_steps() -> tuple[int, ...]:

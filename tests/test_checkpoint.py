@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -219,6 +220,20 @@ def test_arrays_may_be_made_when_they_are_written(tmp_path, monkeypatch):
     assert {a.dtype for a in cast.values()} == {jnp.dtype(jnp.float32)} and cast["a"].sharding == rows
     assert {a.dtype for a in restore_params(step, wanted, as_stored=True).values()} == {jnp.dtype(jnp.float16)}
     np.testing.assert_array_equal(cast["a"], arrays["a"])
+
+
+def test_parts_that_are_not_there_are_not_read_as_zeros(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(5, make_state(), data_state=DATA, config=CONFIG)
+    step = tmp_path / "c" / "5"
+    name = "params/head/kernel"
+    store = checkpoint.open_array(step, name).kvstore
+    parts = [key for key in store.list().result() if key != b".zarray"]
+    assert len(parts) == 8
+    writable = tensorstore.KvStore.open(store.spec().to_json()).result()
+    writable.delete_range(tensorstore.KvStore.KeyRange(parts[3], parts[3] + b"0")).result()
+    with pytest.raises(UserError, match=f"5 has not all parts of {name}: a process that saved it wrote elsewhere"):
+        checkpoint.open_array(step, name)
 
 
 def test_an_array_that_cannot_be_made_leaves_nothing(tmp_path):

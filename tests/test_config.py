@@ -3,17 +3,22 @@
 import importlib
 import json
 import pathlib
+import runpy
 
 import flax.linen as nn
 import pytest
 from flax.traverse_util import flatten_dict
 
+import programs
+from programs import Program
+from test_train import error_line
 from trol_jax import typed
 from trol_jax.data.sources import SOURCES
 from trol_jax.errors import UserError
 from trol_jax.models.trol import TroL, abstract_params
 from trol_jax.models.variants import ModelConfig, get_variant
 from trol_jax.ops.traversal import MIXES
+from trol_jax.sharding import rules
 from trol_jax.train import config as config_lib
 from trol_jax.train import parameters
 
@@ -159,6 +164,32 @@ def test_bad_values_are_named(path, value, message):
     node[key] = value
     with pytest.raises(UserError, match=message):
         config_lib.from_dict(raw)
+
+
+OWN_RULES = """
+from configs import quickstart
+from trol_jax.sharding.rules import AXES
+
+def get_config(how):
+    config = quickstart.get_config("smoke")
+    table = dict.fromkeys(AXES) | {"embed": "fsdp", "batch": ["data", "fsdp"]}
+    if how == "plain":
+        config.rules = table
+    else:
+        with config.ignore_type():
+            config.rules = table
+    return config
+"""
+
+
+def test_a_config_may_have_a_table_of_rules(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN_RULES)
+    table = config_lib.from_dict(runpy.run_path(str(file))["get_config"]("").to_dict()).rules
+    assert rules.table(table)["embed"] == ("fsdp",) and rules.table(table)["batch"] == ("data", "fsdp")
+    flags = f"--config={file}:plain", f"--workdir={tmp_path / 'run'}"
+    line = error_line(Program(programs.launch("train"), *flags).wait())
+    assert "as a table of rules, `with config.ignore_type():`" in line
 
 
 def test_missing_settings_are_named():

@@ -86,6 +86,21 @@ def test_a_sum_of_which_a_larger_part_is_kept_is_told():
     assert (found.kind, found.group, found.cut) == ("all-reduce", 4, 2)
 
 
+def test_sums_that_are_only_added_are_told():
+    line = next(line for line in TEXT.splitlines() if "%all-reduce = " in line)
+    more = [
+        line.replace("%all-reduce =", "%other =").replace("(%dot)", "(%h)").replace("channel_id=3", "channel_id=8"),
+        "  %both = bf16[2,64]{1,0} add(%h, %all-reduce)",
+        "  %all = bf16[2,64]{1,0} add(%both, %other)",
+    ]
+    text = TEXT.replace(line, "\n".join([line, *more])).replace("tuple(%i, %all-reduce)", "tuple(%i, %all)")
+    (found,) = [each for each in hlo.Program(text).collectives(MESH) if each.apart]
+    assert (found.kind, found.axes, found.launches) == ("all-reduce", ("tensor",), 15)
+    for used in ("tuple(%other, %all)", "tuple(%all-reduce, %all)"):  # on its own too
+        kept = text.replace("tuple(%i, %all)", used)
+        assert not any(each.apart for each in hlo.Program(kept).collectives(MESH))
+
+
 def test_flops_are_multiplied_by_loops():
     assert hlo.flops(hlo.Program(TEXT).products()) == 15 * 2 * 2 * 64 * 64
 

@@ -4,9 +4,11 @@ import os
 import random
 import shlex
 import signal
+import socket
 import subprocess
 import time
 
+import jax
 import pytest
 import yaml
 from jax.sharding import NamedSharding
@@ -87,6 +89,42 @@ def test_processes_that_do_not_meet_say_so(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def start_apart(tmp_path, code: str, *flags) -> list[Program]:
+    """Two whose run has one path, and is not on one disk: each begins in a folder of its own. `flags`: of each."""
+    several = [f"--coordinator=localhost:{programs.free_port()}", "--num_processes=2", "--connect_seconds=60", *SMALL]
+    code = f"import os, sys; os.chdir(sys.argv.pop()); {code}{programs.launch('train')}"
+    arguments = given("/proc/self/cwd/run", *several, config=programs.ROOT / "configs" / "quickstart.py:smoke")
+    for i in (0, 1):
+        (tmp_path / str(i)).mkdir(exist_ok=True)
+    return [
+        Program(code, *arguments, f"--process_id={i}", *(each[i] for each in flags), tmp_path / str(i)) for i in (0, 1)
+    ]
+
+
+def test_processes_that_would_not_train_the_same_say_so(tmp_path):
+    (tmp_path / "1" / "run" / "checkpoints" / "3").mkdir(parents=True)
+    for each in start_apart(tmp_path, "", ["--config.optimizer.lr=0.1", "--config.optimizer.lr=0.2"]):
+        line = error_line(each.wait(60))
+        assert "config.optimizer.lr is 0.1 in process 0, 0.2 in process 1" in line
+        assert "the newest checkpoint is None in process 0, 3 in process 1" in line
+    assert not (tmp_path / "0" / "run").exists()
+
+
+def test_processes_without_a_shared_disk_say_so(tmp_path):
+    for each in start_apart(tmp_path, "from trol_jax import checkpoint; checkpoint._SHARED_SECONDS = 1; "):
+        assert "process 1 does not see what process 0 writes into /proc/self/cwd/run" in error_line(each.wait(120))
+    assert not list((tmp_path / "0" / "run" / "checkpoints").iterdir())
+
+
+def test_a_save_that_another_process_left_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(tmp_path / "c")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    lost = jax.errors.JaxRuntimeError("INTERNAL: Barrier failed because: Task 1 heartbeat timeout")
+    error = checkpoints._failed(3, tmp_path / "c" / "3.tmp-00000001", lost)
+    assert "process 0 of 2 cannot go on, another one has ended or cannot be reached (INTERNAL: Barrier" in str(error)
+    assert "make room" not in str(error)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -100,9 +138,34 @@ def test_flags_that_cannot_work_are_named(tmp_path, flags, message):
     assert message in error_line(Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait())
 
 
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0", "--connect_seconds=20"]
+        line = error_line(Program(programs.launch("train"), *given(tmp_path / "run"), *flags).wait(60))
+    assert f"process 0 cannot take port {port} here (Address already in use)" in line
+
+
 @pytest.mark.parametrize("name", ["slurm.sh", "tpu.sh"])
 def test_scripts_for_clusters_are_bash(name):
     subprocess.run(["bash", "-n", CLUSTER / name], check=True)
+
+
+def test_the_slurm_script_goes_back_into_the_queue(tmp_path):
+    for name, code in (("srun", 'echo "$SRUN_CPUS_PER_TASK $@"; exit "$ENDS"'), ("scontrol", 'echo "scontrol $@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "6"}
+    for ends, more in (("75", ["scontrol requeue 7"]), ("2", []), ("0", [])):
+        done = subprocess.run(
+            ["bash", CLUSTER / "slurm.sh", "--workdir=a b"],
+            env=os.environ | job | {"ENDS": ends},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == int(ends)
+        command = "6 --kill-on-bad-exit=0 .venv/bin/python -m launch.train --distributed --workdir=a b"
+        assert done.stdout.splitlines() == [command, *more]
 
 
 def test_the_tpu_script_quotes_what_it_hands_on(tmp_path):

@@ -192,16 +192,53 @@ def test_bytes_of_a_device_count_packed_numbers():
     assert cost.device_bytes({"a": jnp.zeros((3, 5)), "b": jnp.zeros(9, jnp.uint4)}) == 60 + 5
 
 
-def test_rings_of_a_torus_and_of_hosts():
+def seconds(target: str, wire: float, *axes: str, **sizes: int) -> float:
+    return targets.get_target(target).seconds(wire, axes, sizes)
+
+
+def test_rings_of_a_torus():
     link = targets.CHIPS["v5e"].link
-    full = targets.get_target("v5e-256")
-    assert full.bandwidths({"fsdp": 256, "tensor": 1})["fsdp"] == 2 * link
-    assert full.bandwidths({"fsdp": 16, "tensor": 16}) == {"fsdp": link, "tensor": link}
-    assert targets.get_target("v5e-16").bandwidths({"fsdp": 16})["fsdp"] == link  # sides of 4 are not closed
-    two = targets.get_target("h100x16")
-    assert two.bandwidths({"data": 2, "fsdp": 8}) == {"data": 50e9, "fsdp": 450e9}
-    assert two.seconds(50e9, ("data", "fsdp"), {"data": 2, "fsdp": 8}) == 1
+    assert seconds("v5e-256", 2 * link, "fsdp", fsdp=256, tensor=1) == 1
+    assert seconds("v5e-256", link, "fsdp", fsdp=16, tensor=16) == 1
+    assert seconds("v5e-256", link, "tensor", fsdp=16, tensor=16) == 1
+    assert seconds("v5e-16", link, "fsdp", fsdp=16) == 1  # sides of 4 are not closed
     assert (targets.get_target("v5p-128").devices, targets.get_target("v5p-128").torus) == (64, (4, 4, 4))
+
+
+def test_an_axis_takes_the_side_of_its_size():
+    """Of 4 x 8 x 8, as JAX lays meshes."""
+    link, target = targets.CHIPS["v5p"].link, targets.get_target("v5p-512")
+    assert target._sides({"fsdp": 64, "tensor": 4}) == {"tensor": {0: link}, "fsdp": {1: link, 2: link}}
+    assert target._sides({"fsdp": 32, "tensor": 8}) == {"tensor": {1: link}, "fsdp": {0: link, 2: link}}
+    halves = {"tensor": {0: link / 2}, "fsdp": {0: link / 2, 1: link, 2: link}}  # of a side: no ring
+    assert target._sides({"fsdp": 128, "tensor": 2}) == halves
+
+
+def test_a_side_may_be_cut():
+    """As the README's mesh over 16 x 16 does."""
+    chips = [targets._Device(i, (i // 16, i % 16, 0), "TPU v5 lite") for i in range(256)]
+    grid = mesh.make_mesh("fsdp=64,tensor=4", chips).devices
+    assert [chip.coords for chip in grid[0, 0, 0]] == [(i, 0, 0) for i in range(4)]
+
+
+def test_rings_over_hosts_use_the_network_of_each_gpu_of_a_group():
+    assert seconds("h100x16", 50e9, "data", data=2, fsdp=8) == 1  # one of a group in each host: one NIC
+    assert seconds("h100x16", 450e9, "fsdp", data=2, fsdp=8) == 1
+    assert seconds("h100x16", 400e9, "data", "fsdp", data=2, fsdp=8) == 1  # eight of them
+    assert seconds("h100x16", 400e9, "fsdp", fsdp=16) == 1
+    assert seconds("h100x16", 100e9, "fsdp", fsdp=4, tensor=4) == 1
+    assert seconds("h100x8", 450e9, "fsdp", "tensor", fsdp=4, tensor=2) == 1
+
+
+def test_what_shares_a_link_adds_up():
+    sizes = {"data": 2, "fsdp": 4, "tensor": 2}
+    target, link = targets.get_target("h100x16"), 450e9
+    assert target.loads(link, ("fsdp",), sizes) == target.loads(link, ("tensor",), sizes) == {"fsdp and tensor": 1}
+    assert target.loads(50e9, ("data",), sizes) == {"data": 1}
+    slice_, link = targets.get_target("v5e-256"), targets.CHIPS["v5e"].link
+    assert slice_.loads(2 * link, ("fsdp", "tensor"), {"fsdp": 16, "tensor": 16}) == {"fsdp": 1, "tensor": 1}
+    # Two of the side of eight: both axes send over it.
+    assert slice_.loads(link, ("tensor",), {"fsdp": 128, "tensor": 2}).keys() == {"fsdp and tensor"}
 
 
 @pytest.mark.parametrize("name", ["v5e-12", "h100x12", "v5p-6", "tpu", "a100x0"])
@@ -251,14 +288,22 @@ def test_the_program_ranks_strategies(tmp_path):
     assert "left out, fsdp=4,tensor=2 fsdp: sharding rules 'fsdp' put nothing on the mesh axis tensor=2" in out
     assert "predicted, not measured" in out
     (found,) = json.loads(files[0].read_text())
+    held = found["memory"]
+    assert held["peak"] == sum(size for name, size in held.items() if name != "peak") and held["outputs"] > 0
+    assert found["largest_batch"] > 8 and found["capacity"] == int(0.95 * 84942979072)
     assert found["fits"] and found["flops"]["traversal"] == 0 and found["memory"]["cache"] > 0
-    assert found["seconds"].keys() >= {"arithmetic", "memory", "network tensor"}
+    assert found["seconds"].keys() >= {"arithmetic", "memory", "network fsdp and tensor"}
     assert "<table>" in files[1].read_text() and (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ["--json=/nonexistent/a.json"],
+            "--json=/nonexistent/a.json cannot be written; give a file in a folder that is",
+        ),
+        (["--html=a.png"], "--html=a.png is the name of its charts; give one that ends in .html"),
         (["--target=v9"], "target 'v9' is not known"),
         (["--rules=zero"], "sharding rules 'zero' are not known; choose one of replicated"),
         (["--mesh=fsdp=3"], "mesh 'fsdp=3' is of 3 devices, there are 8; change a size, or make one -1"),
@@ -269,15 +314,38 @@ def test_flags_that_cannot_work_are_named(flags, message):
     assert message in error_line(Program(programs.launch("plan"), *own, *flags).wait())
 
 
+def test_a_fault_in_one_strategy_leaves_the_others(tmp_path):
+    """Which are written as soon as they are planned: an interrupt comes after the second."""
+    code = f"""
+from trol_jax.sharding import plan
+true = plan.plan
+def faulty(s, target):
+    if s.mesh == "tensor=8":
+        raise KeyboardInterrupt(2)
+    if s.mesh == "fsdp=8":
+        raise RuntimeError("a fault")
+    return true(s, target)
+plan.plan = faulty
+{programs.launch("plan")}"""
+    flags = [flag for flag in FLAGS if "--mesh" not in flag] + ["--mesh=fsdp=8", FLAGS[2], "--mesh=tensor=8"]
+    file = tmp_path / "plan.json"
+    status, out, err = Program(code, *flags, "--rules=fsdp_tensor", f"--json={file}").wait()
+    assert "2 of 3: fsdp=4,tensor=2 fsdp_tensor none: fits, " in err
+    assert status == 130 and "left out, fsdp=8 fsdp_tensor none: a fault of the program, RuntimeError: a fault" in out
+    assert [each["strategy"]["mesh"] for each in json.loads(file.read_text())] == ["fsdp=4,tensor=2"]
+
+
 def test_reports_are_ranked_and_compared():
     s = Strategy("trol_7b", "train", "fsdp=8", "fsdp", batch=8, length=2048)
     flops = {"first pass": 10**12, "traversal": 10**12, "recomputed": 10**12, "all": 3 * 10**12, "device": 10**12}
-    traffic = [plan.Traffic("all-gather", ("fsdp",), 2, 10, 2.0**30, 0.1, (("decoder/qkv", 2, 2.0**30),))]
+    traffic = [plan.Traffic("all-gather", ("fsdp",), 2, 10, 2.0**30, 2.0, (("decoder/qkv", 2, 2.0**30),))]
     one = plan.Report(
-        s, "h100x8", 8, {"fsdp": 8}, {"parameters": 2**30, "peak": 2**31}, 80 * 10**9, 64, flops, traffic, "d",
+        s, "h100x8", 8, {"data": 1, "fsdp": 8}, {"parameters": 2**30, "peak": 2**31}, 80 * 10**9, flops, traffic, "d",
         {"arithmetic": 1.0, "memory": 0.5, "network fsdp": 2.0}, ["!"], {"seconds": 1.0, "bytes": 1.0},
     )  # fmt: skip
-    faster = dataclasses.replace(one, seconds=one.seconds | {"network fsdp": 0.5})
+    faster = dataclasses.replace(
+        one, seconds=one.seconds | {"network fsdp": 0.5}, traffic=[dataclasses.replace(traffic[0], seconds=0.5)]
+    )
     large = dataclasses.replace(faster, memory={"peak": 10**12})
     assert plan.ranked([large, one, faster]) == [faster, one, large]
     assert (one.bound, one.fastest, one.slowest) == ("network fsdp", 2.0, 3.0)
@@ -285,6 +353,29 @@ def test_reports_are_ranked_and_compared():
     assert "does not fit" in plan.knob(large)
     assert "network fsdp: 2000 -> 500 ms" in report.difference(one, faster)
     assert report.to_json(one)["mfu"] == pytest.approx(2e12 / (2 * 8 * 989e12))
+
+
+def test_what_fits_is_what_the_compiler_says():
+    s = Strategy("trol_7b", "prefill", "fsdp=8", "fsdp", batch=8, length=2048)
+    memory = {"parameters": 10, "batch": 10, "temporaries": 40, "outputs": 20, "peak": 80}
+    sizes = {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    r = plan.Report(s, "v5e-8", 8, sizes, memory, 150, {}, [], "d", {}, [], {})
+    assert r.fits and r.largest_batch == 16  # 70 bytes of 8 rows, their outputs among them, and 140 to be had
+    told = lambda **said: dataclasses.replace(r, compiled=said)  # noqa: E731
+    assert told(fits=True, peak=150).largest_batch == 8 and not told(fits=False, peak=151).fits
+    refused = told(fits=False, message="out of memory")
+    assert not refused.fits and refused.largest_batch == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "mesh_", "batch", "told"),
+    [("h100x2", "tensor=2", 8, 0.037), ("v5e-4", "tensor=4", 288, 0.111)],  # GiB, by the compilers of these
+)
+def test_temporaries_of_decoding_are_about_those_of_the_target(target, mesh_, batch, told):
+    target = targets.get_target(target)
+    s = Strategy("trol_1_8b", "decode", mesh_, "tensor", batch, 2048)
+    layout = rules.Layout.make(mesh.make_mesh(mesh_, jax.devices()[: target.devices]), "tensor")
+    assert plan._of_a_token(s, layout, target) / targets.GIB == pytest.approx(told, rel=0.1)
 
 
 def test_undivided_axes_are_told_each_time():

@@ -56,6 +56,13 @@ def test_too_little_memory_is_a_verdict():
         verdict._compile(Lowered("INTERNAL: bug"), {})
 
 
+def test_a_gpu_fits_what_it_has_room_for():
+    found = {"fits": True, "peak": 81 * 10**9}
+    assert not verdict._judged(found, get_target("h100x8"))["fits"]
+    assert verdict._judged(found, get_target("v5e-4")) is found
+    assert "device_memory_size: 84942979072 " in verdict.H100
+
+
 def test_targets_without_a_description():
     with pytest.raises(UserError, match="a100x8 has no description"):
         verdict._devices(get_target("a100x8"))

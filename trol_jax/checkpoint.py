@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -44,6 +45,7 @@ BEST = "best.json"  # of the checkpoints of a run: {"step", "metric", "value"}
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _TEMPORARY = re.compile(r"[0-9]+\.tmp-[0-9a-f]{8}")
 _SHOWN = 3  # problems in one message
+_SHARED_SECONDS = 20  # until all processes see what one of them wrote: a network disk may be late
 
 
 class Restored(NamedTuple):
@@ -85,7 +87,7 @@ class Checkpoints:
                     shutil.rmtree(path)
         except OSError as error:
             raise UserError(f"cannot use {self.directory} for checkpoints: {error.strerror}") from error
-        hosts.meet(f"{self.directory} cleared")
+        self._require_shared()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -174,11 +176,34 @@ class Checkpoints:
         step_dir = resolve(self.directory) if step is None else self.directory / str(step)
         return restore(step_dir, abstract_state)
 
+    def _require_shared(self) -> None:
+        """UserError in every process unless all see this directory, which is cleared by then."""
+        if jax.process_count() == 1:
+            return
+        token = self.directory / f"0.tmp-{secrets.token_hex(4)}"  # a leftover of it is removed as others are
+        if hosts.is_first():
+            token.mkdir()
+        name = f"{self.directory} at {{}}"
+        (first,) = [each for each, who in hosts.said(name.format("start"), token.name).items() if 0 in who]
+        token, end = self.directory / first, time.monotonic() + _SHARED_SECONDS
+        while not token.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        blind = hosts.said(name.format("end"), str(token.exists())).get("False")
+        if hosts.is_first():
+            token.rmdir()
+        if blind:
+            raise hosts.refused(
+                f"process {blind[0]} does not see what process 0 writes into {self.directory}; let --workdir be on a "
+                "disk that all processes share, under the same path"
+            )
+
     def _finish(self, step: int, temporary: Path, small: Mapping, described: dict) -> None:
         try:
             self._orbax.wait_until_finished()
             hosts.meet(f"{temporary} written")
             if hosts.is_first():
+                for name in described if jax.process_count() > 1 else ():
+                    open_array(temporary, name)  # all of it is there
                 for name, content in small.items():
                     (temporary / name).parent.mkdir(exist_ok=True)
                     (temporary / name).write_bytes(content)
@@ -214,6 +239,8 @@ class Checkpoints:
         _remove(temporary)
         if isinstance(error, UserError):
             return error
+        if lost := hosts.another_lost(error):
+            return lost
         last = self.latest_step()
         kept = "no checkpoint was written before" if last is None else f"the last one is {self.directory / str(last)}"
         failed = NotSaved(
@@ -271,12 +298,23 @@ def arrays_in(step_dir: str | os.PathLike, within: str = "") -> dict[str, jax.Sh
 
 
 def open_array(step_dir: str | os.PathLike, name: str) -> tensorstore.TensorStore:
-    """One array by its name in the manifest: `array[2:4].read()` is a future of these rows. Checksums: `arrays_in`."""
+    """One array by its name in the manifest: `array[2:4].read()` is a future of these rows. Checksums: `arrays_in`.
+
+    UserError where parts of it are not there, which would be read as zeros.
+    """
     # Not a URL: any name of a folder will do.
     state = {"driver": "file", "path": f"{Path(step_dir).absolute() / STATE}/"}
     kvstore = {"driver": "ocdbt", "base": state, "path": name.replace("/", ".")}
     mapped = tensorstore.Context({"file_io_mode": {"mode": "memmap"}})  # half the time of reading into new memory
-    return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, read=True, context=mapped).result()
+    array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, read=True, context=mapped).result()
+    part = array.chunk_layout.read_chunk.shape or ()  # None for a single number
+    parts = math.prod(-(-n // size) for n, size in zip(array.shape, part, strict=True))
+    if len(array.kvstore.list().result()) < parts + 1:  # with its description
+        raise UserError(
+            f"{step_dir} has not all parts of {name}: a process that saved it wrote elsewhere; remove {step_dir}, and "
+            "let --workdir be on a disk that all processes share"
+        )
+    return array
 
 
 def read_file(step_dir: str | os.PathLike, name: str) -> bytes:

@@ -16,8 +16,11 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# One that ends in error ends them all; started again, they go on from the last checkpoint. 75: stopped, all is saved.
+# srun does not take --cpus-per-task from sbatch.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-12}
+# One that ends in error is missed by the others, which end too; started again, they go on from the last checkpoint.
+# 75: stopped, all is saved. SLURM must not kill those that end a moment later: their status would hide it.
 status=0
-srun --kill-on-bad-exit=1 .venv/bin/python -m launch.train --distributed "$@" || status=$?
+srun --kill-on-bad-exit=0 .venv/bin/python -m launch.train --distributed "$@" || status=$?
 [ "$status" != 75 ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$status"

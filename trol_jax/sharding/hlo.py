@@ -60,6 +60,7 @@ class Collective:
     place: str
     invariant: bool  # it is in a loop that does not change what it sends
     cut: int  # of so many parts of a sum each device keeps one
+    apart: bool = False  # it is only added to another sum over the same devices, which could be one with it
 
     @property
     def wire(self) -> float:
@@ -139,7 +140,7 @@ class Program:
             kind = each.opcode.removesuffix("-start")
             if kind not in WIRE:
                 continue
-            unnamed = re.sub(r"channel_id=\d+, |, metadata=.*|to_apply=[^,]*", "", each.attributes)
+            unnamed = _unnamed(each.attributes)
             if (again := (name, around, kind, each.operands, unnamed)) in seen:
                 continue
             seen.add(again)
@@ -155,7 +156,8 @@ class Program:
             size = operands * group if kind == "all-gather" else operands
             place, axes = each.op_name, _axes(groups, mesh)
             still = around[-1:] > (1,) and self._invariant[name].issuperset(each.operands)
-            found.append(Collective(kind, axes, group, size, math.prod(around), around, each.shape, place, still, cut))
+            launches, apart = math.prod(around), each.name in self._apart[name]
+            found.append(Collective(kind, axes, group, size, launches, around, each.shape, place, still, cut, apart))
         return sorted(found, key=lambda each: -each.wire)
 
     @functools.cached_property
@@ -186,6 +188,28 @@ class Program:
         whole = elements(each.shape)
         parts = {whole // max(elements(u.shape), 1) if u.opcode == "dynamic-slice" else 1 for u in users}
         return parts.pop() if len(parts) == 1 else 1
+
+    @functools.cached_property
+    def _apart(self) -> dict[str, set[str]]:
+        """By computation: of sums over the same devices that are only added to each other, all but the first."""
+        found = {}
+        for name, own in self.computations.items():
+            mine, users = found.setdefault(name, set()), self._users[name]
+
+            def parts(total: Instruction, own=own, users=users) -> Iterator[Instruction]:
+                for each in (own[operand] for operand in total.operands if operand in own):
+                    if len(users[each.name]) == 1:
+                        yield from parts(each) if each.opcode == "add" else (each,)
+
+            for total in own.values():
+                later = users.get(total.name, [])
+                if total.opcode == "add" and not (len(later) == 1 and later[0].opcode == "add"):
+                    sums = collections.defaultdict(list)
+                    for each in parts(total):
+                        if each.opcode == "all-reduce":
+                            sums[_unnamed(each.attributes)].append(each.name)
+                    mine.update(*(names[1:] for names in sums.values()))
+        return found
 
     @functools.cached_property
     def _users(self) -> dict[str, dict[str, list[Instruction]]]:
@@ -231,6 +255,11 @@ def nbytes(shape: str) -> int:
 
 def elements(shape: str) -> int:
     return sum(math.prod(sizes) for _, sizes in dims(shape))
+
+
+def _unnamed(attributes: str) -> str:
+    """Of a collective, without what only names it."""
+    return re.sub(r"channel_id=\d+, |, metadata=.*|to_apply=[^,]*", "", attributes)
 
 
 def _instruction(line: str) -> Instruction | None:

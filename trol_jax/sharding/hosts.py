@@ -7,11 +7,15 @@ here does anything.
 import concurrent.futures
 import contextlib
 import hashlib
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax._src.distributed import global_state  # the store of names that all processes see has no public name
 from jax.experimental import multihost_utils
 
 from trol_jax.errors import UserError
@@ -28,14 +32,58 @@ def is_first() -> bool:
 def meet(name: str, seconds: int = BARRIER_SECONDS) -> None:
     """Returns when all processes are here; a name is used once. From any thread: no device takes part."""
     if jax.process_count() > 1:
-        waits = concurrent.futures.ThreadPoolExecutor(
-            1
-        )  # a signal reaches who waits for a thread, not who waits in C++
-        try:
-            barrier = ocp.multihost.get_barrier_sync_fn()
-            waits.submit(barrier, key=f"trol_jax {name}", timeout_ms=seconds * 1000).result()
-        finally:
-            waits.shutdown(wait=False)
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        _waited_for(lambda: barrier(key=f"trol_jax {name}", timeout_ms=seconds * 1000))
+
+
+def said(name: str, mine: str, seconds: int = BARRIER_SECONDS) -> dict[str, list[int]]:
+    """What all processes say, and which of them say it; the same in each. A name is used once, as for `meet`."""
+    if jax.process_count() == 1:
+        return {mine: [0]}
+    name, store, found = f"trol_jax said {name}", global_state.client, {}
+
+    def get(key: str) -> str:
+        return _waited_for(lambda: store.blocking_key_value_get(key, seconds * 1000))
+
+    store.key_value_set(f"{name}/{jax.process_index()}", mine)
+    if is_first():
+        for i in range(jax.process_count()):
+            found.setdefault(get(f"{name}/{i}"), []).append(i)
+        store.key_value_set(f"{name}, all", json.dumps(found))
+    return json.loads(get(f"{name}, all"))
+
+
+def require_same(values: Mapping[str, Any]) -> None:
+    """UserError in every process where the JSON-able `values` of one are not those of the first. To be called once."""
+    with explained():
+        (first, _), *others = said("values", json.dumps(values)).items()
+    if not others:
+        return
+    one, other, who = json.loads(first), json.loads(others[0][0]), others[0][1][0]
+    differ = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    shown = [f"{name} is {one.get(name)} in process 0, {other.get(name)} in process {who}" for name in differ[:3]]
+    more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+    raise refused(
+        f"the processes do not train the same: {'; '.join(shown)}{more}; start all of them with the same flags, and a "
+        "--workdir on a disk that all share"
+    )
+
+
+def refused(message: str) -> UserError:
+    """What every process is to raise, and the last that they do. The end of the first cuts the others off: it waits."""
+    meet("refused")
+    if is_first():
+        time.sleep(1)
+    return UserError(message)
+
+
+def _waited_for(call: Callable[[], Any]) -> Any:
+    # A signal reaches who waits for a thread, not who waits in C++.
+    waits = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        return waits.submit(call).result()
+    finally:
+        waits.shutdown(wait=False)
 
 
 def told_to_stop(step: int) -> bool:
@@ -100,10 +148,19 @@ def explained():
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or str(error).startswith(OWN_FAULTS):
+        if (lost := another_lost(error)) is None:
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"process {jax.process_index()} of {jax.process_count()} cannot go on, another one has ended or cannot be "
-            f"reached ({reason}); see its output, then start all of them again: they go on where they stood"
-        ) from error
+        raise lost from error
+
+
+def another_lost(error: BaseException | None) -> UserError | None:
+    """What to say where an error, or what it is raised from, comes of another process of the job that is gone."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__
+    if error is None or jax.process_count() == 1 or str(error).startswith(OWN_FAULTS):
+        return None
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"process {jax.process_index()} of {jax.process_count()} cannot go on, another one has ended or cannot be "
+        f"reached ({reason}); see its output, then start all of them again: they go on where they stood"
+    )

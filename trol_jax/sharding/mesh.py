@@ -27,9 +27,11 @@ def make_mesh(text: str, devices=None) -> Mesh:
     inner = [size // out for size, out in zip(shape, outer, strict=True)]
     try:
         if groups > 1:
-            grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_host)
+            grid = mesh_utils.create_hybrid_device_mesh(
+                inner, outer, devices, process_is_granule=by_host, allow_split_physical_axes=True
+            )
         else:
-            grid = mesh_utils.create_device_mesh(shape, devices)
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (ValueError, NotImplementedError) as error:  # a shape that the network of the chips does not have
         raise UserError(f"mesh {text!r} cannot be laid over {len(devices)} devices: {error}") from error
     # Linen's logical partitioning needs Auto axes; jax.make_mesh defaults to Explicit ones.

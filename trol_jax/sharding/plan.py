@@ -23,7 +23,6 @@ from trol_jax.sharding import cost, hlo, mesh, rules
 from trol_jax.sharding.strategy import Built, Strategy, build
 from trol_jax.sharding.targets import GIB, Target, get_target
 
-USABLE = 0.95  # of a chip's memory; the runtime keeps some
 LOGITS = "BNTS"  # in the name of each product of `jax.nn.dot_product_attention` that makes or takes logits
 MANY = 0.02  # of a step's bytes or FLOPs, from which on something is told of
 DUMP = {
@@ -35,8 +34,8 @@ DUMP = {
 }
 LEFT_OUT = (
     "predicted, not measured: published peaks, rings at full rate, attention counted in full (also what a mask hides); "
-    "temporaries are those of the CPU's compiler, which has no flash attention; kernels, latencies, input and the host "
-    "are left out"
+    "temporaries are those of the CPU's compiler, which has no flash attention, and of decoding those of its largest "
+    "arrays; kernels, latencies, input and the host are left out"
 )
 
 
@@ -59,24 +58,35 @@ class Report:
     target: str
     devices: int
     sizes: dict[str, int]  # of the mesh
-    # Bytes of one device.
-    memory: dict[str, int]  # parameters, optimiser, ...: exact; temporaries: of the CPU's compiler; peak
+    # Bytes of one device. parameters, ... and outputs: exact; temporaries: of the CPU's compiler; peak: their sum
+    memory: dict[str, int]
     capacity: int
-    largest_batch: int  # that is estimated to fit
     # FLOPs of all devices in a step, as traced; `device`: of one, as partitioned.
     flops: dict[str, int]  # first pass, traversal, recomputed, all, device
     traffic: list[Traffic]
     digest: str
-    seconds: dict[str, float]  # arithmetic, memory, and `network AXES` each
+    seconds: dict[str, float]  # arithmetic, memory, and `network AXES` of each link: the axes that share it
     flags: list[str]
     took: dict[str, float]  # the planner itself: seconds, bytes
     compiled: dict[str, Any] | None = None  # what `verdict` says
 
     @property
     def fits(self) -> bool:
-        if self.compiled is not None and not self.compiled["fits"]:
-            return False
-        return (self.compiled or self.memory)["peak"] <= USABLE * self.capacity
+        return self.memory["peak"] <= self.capacity if self.compiled is None else self.compiled["fits"]
+
+    @property
+    def largest_batch(self) -> int:
+        """Rows that are estimated to fit, in steps that the mesh can cut; 0 where none do."""
+        s, held = self.strategy, self.memory
+        fixed = sum(held.get(name, 0) for name in ("parameters", "optimiser", "gradients"))
+        peak = held["peak"]
+        if self.compiled is not None:
+            peak = self.compiled.get("peak", peak)
+        # As if all beside these grew with the rows.
+        rows = (self.capacity - fixed) / max(peak - fixed, 1) * s.batch
+        step = s.accumulation * math.prod(self.sizes[axis] for axis in rules.table(s.rules)["batch"])
+        rows = max(rows, s.batch) if self.fits else min(rows, s.batch - 1)
+        return max(0, int(rows // step * step))
 
     @property
     def bound(self) -> str:
@@ -90,8 +100,7 @@ class Report:
     @property
     def slowest(self) -> float:
         """Seconds of a step where nothing that is sent overlaps with what is computed."""
-        network = sum(value for name, value in self.seconds.items() if name.startswith("network"))
-        return max(self.seconds["arithmetic"], self.seconds["memory"]) + network
+        return max(self.seconds["arithmetic"], self.seconds["memory"]) + sum(each.seconds for each in self.traffic)
 
     @property
     def tokens_per_second(self) -> float:
@@ -135,21 +144,21 @@ def plan(s: Strategy, target: Target) -> Report:
     sizes, program = dict(layout.mesh.shape), hlo.Program(text)
     collectives, products = program.collectives(sizes), program.products()
     flops = _flops(s, cost.traced(traced.jaxpr)) | {"device": hlo.flops(products)}
-    held = _memory(built, memory)
+    held = _memory(built, memory, _of_a_token(s, layout, target) if s.task == "decode" else None)
     traffic = _traffic(collectives, sizes, target)
     seconds = {
         "arithmetic": flops["device"] / target.chip.flops,
         "memory": _moved(s, built, products) / target.chip.bandwidth,
     }
-    for each in traffic:
-        name = f"network {' and '.join(each.axes)}"
-        seconds[name] = seconds.get(name, 0.0) + each.seconds
+    for each in traffic:  # what shares a link goes one after the other
+        for link, busy in target.loads(each.wire, each.axes, sizes).items():
+            seconds[f"network {link}"] = seconds.get(f"network {link}", 0.0) + busy
     flags = [*_amplifiers(s, built, collectives, flops, target.devices), *undivided.messages]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     took = {"seconds": time.monotonic() - start, "bytes": peak}
     return Report(
-        s, target.name, target.devices, sizes, held, int(target.chip.memory), _largest(s, layout, held, target), flops,
-        traffic, hlo.digest(collectives), seconds, flags, took,
+        s, target.name, target.devices, sizes, held, int(target.chip.memory), flops, traffic, hlo.digest(collectives),
+        seconds, flags, took,
     )  # fmt: skip
 
 
@@ -186,20 +195,26 @@ def _traced_alone(s: Strategy) -> int:
 
 
 # ---------------------------------------------------------------------- memory
-def _memory(built: Built, compiled) -> dict[str, int]:
+def _memory(built: Built, compiled, temporaries: int | None) -> dict[str, int]:
     exact = {name: cost.device_bytes(part) for name, part in built.parts.items()}
-    return exact | {
-        "temporaries": compiled.temp_size_in_bytes - exact.get("gradients", 0),
-        "peak": cost.peak_bytes(compiled),
-    }
+    if temporaries is None:
+        temporaries = compiled.temp_size_in_bytes - exact.get("gradients", 0)
+    outputs = compiled.output_size_in_bytes - compiled.alias_size_in_bytes
+    held = exact | {"temporaries": temporaries, "outputs": outputs}
+    return held | {"peak": sum(held.values())}
 
 
-def _largest(s: Strategy, layout: rules.Layout, held: dict[str, int], target: Target) -> int:
-    """Rows, reckoned as if all temporaries grew with them, in steps that the mesh can cut; 0 where none fit."""
-    grows = max(held["temporaries"], 1) + held.get("cache", 0) + held.get("batch", 0)
-    rows = (USABLE * target.chip.memory - (held["peak"] - grows)) / grows * s.batch
-    step = s.accumulation * math.prod(layout.mesh.shape[axis] for axis in dict(layout.rules)["batch"])
-    return max(0, int(rows // step * step))
+def _of_a_token(s: Strategy, layout: rules.Layout, target: Target) -> int:
+    """Temporaries of decoding, about. The CPU's compiler copies all weights and the cache to float32 first, which no
+    target does: a hundred times what the rest takes.
+    """
+    c = s.config.decoder
+    made = {"act_vocab": c.vocab, "act_mlp": 2 * c.hidden, "act_embed": c.width}
+    made = [(("batch", name), (s.batch, size)) for name, size in made.items()]
+    made.append((("batch", "act_heads", "slots"), (s.batch, c.heads, s.length)))
+    numbers = (layout.sharding(*each, parameter=False).shard_shape(each[1]) for each in made)
+    # Each in float32 as a product leaves it and as it is masked or scaled, and in bfloat16 as it goes on.
+    return sum(map(math.prod, numbers)) * (4 + 4 + 2) + target.chip.workspace
 
 
 def _moved(s: Strategy, built: Built, products: Sequence[hlo.Product]) -> int:
@@ -260,6 +275,7 @@ def _amplifiers(s: Strategy, built: Built, collectives, flops: dict[str, int], d
     tell(gathered, f"weights gathered once for each of {s.accumulation} micro-batches")
     summed = [each for each in collectives if each.cut > 1]
     tell(summed, "summed in full by each device, which then keeps a part: scattered over one axis first it sends less")
+    tell([each for each in collectives if each.apart], "summed apart and then added: added first, it is one sum")
     moved = [each for each in collectives if each.kind in ("all-to-all", "collective-permute")]
     tell(moved, "moved from one layout to another, as the rules of two operations differ")
     more = flops["device"] * devices / max(flops["all"], 1) - 1

@@ -10,7 +10,7 @@ from typing import Any
 from trol_jax.sharding.plan import LEFT_OUT, Report, knob
 from trol_jax.sharding.targets import GIB
 
-COLUMNS = ("mesh", "rules", "remat", "fits", "GiB", "rows that fit", "ms", "tokens/s", "MFU", "sent GiB", "bound by")
+COLUMNS = ("mesh", "rules", "remat", "fits", "GiB", "rows, about", "ms", "tokens/s", "MFU", "sent GiB", "bound by")
 TAG = {"train": "training", "qlora": "QLoRA", "prefill": "prompts", "decode": "one token a row"}
 
 
@@ -84,7 +84,7 @@ def _changes(pairs: dict[str, tuple[float, float]], unit: str, scale: float) -> 
 
 
 def to_json(r: Report) -> dict[str, Any]:
-    derived = ("fits", "bound", "fastest", "slowest", "tokens_per_second", "mfu", "wire")
+    derived = ("fits", "largest_batch", "bound", "fastest", "slowest", "tokens_per_second", "mfu", "wire")
     more = {name: getattr(r, name) for name in derived}
     return dataclasses.asdict(r) | more | {"knob": knob(r), "left_out": LEFT_OUT}
 

@@ -20,22 +20,22 @@ from jax.experimental import topologies
 from trol_jax.errors import UserError
 from trol_jax.sharding import cost, mesh, rules
 from trol_jax.sharding.strategy import Strategy, build
-from trol_jax.sharding.targets import Target
+from trol_jax.sharding.targets import H100_BYTES, Target
 
 NEEDS = {"tpu": ("libtpu", "requirements-tpu.txt"), "cuda": ("jax-cuda13-pjrt", "requirements-gpu.txt")}
 # Without the GPU, no tiles are tried out for Triton's products, and XLA finds none for some.
 OPTIONS = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
 TPUS = {"v5e": "v5e", "v5p": "v5", "v6e": "v6e"}  # names of libtpu's
 # As XLA describes it (openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb).
-H100 = """
-gpu_device_info {
+H100 = f"""
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
   threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 23 patch: 0 } device_description_str: "NVIDIA H100 80GB HBM3"
+  clock_rate_ghz: 1.98 device_memory_size: {H100_BYTES} shared_memory_per_block_optin: 232448
+  cuda_compute_capability {{ major: 9 minor: 0 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 23 patch: 0 }} device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
@@ -52,7 +52,7 @@ def verdict(s: Strategy, target: Target) -> dict[str, Any]:
     key = "\n".join((target.name, kind, version, jax.__version__, lowered.as_text()))
     file = cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if file.exists():
-        return json.loads(file.read_text())
+        return _judged(json.loads(file.read_text()), target)
     start = time.monotonic()
     found = _compile(lowered, OPTIONS[kind]) | {
         "seconds": round(time.monotonic() - start, 1),
@@ -62,7 +62,12 @@ def verdict(s: Strategy, target: Target) -> dict[str, Any]:
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(found))
     os.replace(part, file)
-    return found
+    return _judged(found, target)
+
+
+def _judged(found: dict[str, Any], target: Target) -> dict[str, Any]:
+    """The compiler of a TPU refuses what does not fit; that of a GPU only tells how much it takes."""
+    return found if target.torus else found | {"fits": found["fits"] and found["peak"] <= target.chip.memory}
 
 
 def cache() -> Path:
