@@ -28,22 +28,24 @@ def drawn(heads: int, kv_heads: int):
     return [jax.random.normal(jax.random.key(seed), (2, LENGTH, n, 8)) for seed, n in enumerate(heads)]
 
 
-def both(flash, heads=4, kv_heads=2, segment_ids=SEGMENTS):
-    """(result, gradients) of plain attention and of `flash`, padding apart."""
+def result(function, last, segment_ids=SEGMENTS, heads=4, kv_heads=2):
+    """(result, gradients) of function(q, k, v, last), padding apart."""
     q, k, v, weights = drawn(heads, kv_heads)
     if segment_ids is not None:
         weights *= (segment_ids != 0)[..., None, None]
+
+    def loss(*qkv):
+        out = function(*qkv, last)
+        return (out * weights).sum(), out * (weights != 0)
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, *grads
+
+
+def both(flash, segment_ids=SEGMENTS, **heads):
+    """`result` of plain attention and of `flash`."""
     mask = None if segment_ids is None else prompt_mask(segment_ids)
-
-    def run(function, last):
-        def loss(*qkv):
-            out = function(*qkv, last)
-            return (out * weights).sum(), out * (weights != 0)
-
-        (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
-        return out, *grads
-
-    return run(attention, mask), run(flash, segment_ids)
+    return result(attention, mask, segment_ids, **heads), result(flash, segment_ids, segment_ids, **heads)
 
 
 def assert_equal(plain, flash):
@@ -54,6 +56,29 @@ def assert_equal(plain, flash):
 @pytest.mark.parametrize("segment_ids", [SEGMENTS, None], ids=["packed", "all"])
 def test_the_kernel_is_attention(segment_ids):
     assert_equal(*both(lambda *args: flash_attention(*args, platform="tpu", interpret=True), segment_ids=segment_ids))
+
+
+@pytest.mark.parametrize("segment_ids", [SEGMENTS, None], ids=["packed", "all"])
+def test_cudnn_is_given_even_lengths(segment_ids, monkeypatch):
+    """What fills an odd length up changes nothing; cuDNN itself needs a GPU, so that plain attention stands for it."""
+    plain, lengths = jax.nn.dot_product_attention, []
+
+    def cudnn(q, *others, implementation, **how):
+        lengths.append(q.shape[1])
+        return plain(q, *others, **how)
+
+    def odd(function, last):
+        def cut(q, k, v, last):
+            out = function(q[:, :-1], k[:, :-1], v[:, :-1], last)
+            return jnp.pad(out, ((0, 0), (0, 1), (0, 0), (0, 0)))
+
+        return result(cut, last, segment_ids)
+
+    segments = None if segment_ids is None else segment_ids[:, :-1]
+    expected = odd(attention, None if segments is None else prompt_mask(segments))
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    assert_equal(expected, odd(lambda *args: flash_attention(*args, platform="gpu"), segments))
+    assert set(lengths) == {LENGTH}
 
 
 @pytest.mark.parametrize(

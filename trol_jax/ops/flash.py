@@ -22,11 +22,20 @@ def flash_attention(q, k, v, segment_ids=None, *, platform: str, interpret: bool
     get is finite and meaningless. On a GPU 16-bit numbers only.
     interpret: run the TPU's kernel on any platform, slowly.
     """
-    causal = segment_ids is not None
     if platform in GPUS:
-        mask = prompt_mask(segment_ids)[:, None] if causal else None
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+        return _cudnn(q, k, v, segment_ids)
     return _splash(q, k, v, segment_ids, interpret)
+
+
+def _cudnn(q, k, v, segment_ids) -> jax.Array:
+    batch, length = q.shape[:2]
+    odd, how = length % 2, {}  # with a gradient cuDNN takes even lengths only
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    if segment_ids is not None:
+        how = dict(mask=prompt_mask(jnp.pad(segment_ids, ((0, 0), (0, odd))))[:, None], is_causal=True)
+    elif odd:
+        how = dict.fromkeys(("query_seq_lengths", "key_value_seq_lengths"), jnp.full(batch, length))
+    return jax.nn.dot_product_attention(q, k, v, **how, implementation="cudnn")[:, :length]
 
 
 def _splash(q, k, v, segment_ids, interpret: bool) -> jax.Array:
