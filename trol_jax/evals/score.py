@@ -182,7 +182,7 @@ def take(
             problems.failed.append(failed[item.index])
         else:
             problems.missing.append(f"{file} has none to question {item.index}, id {item.id!r}")
-    rows = [item.fields for item in items if item is not None] + problems.unread
+    rows = [item.fields for item in rules.select([item for item in items if item is not None])] + problems.unread
     for name, key in rules.groups.items():
         samples = noted(samples, name, key, rows)
     return samples
