@@ -273,7 +273,7 @@ def _tiles_of_file(path: str, family: str, size: int, max_tiles: int) -> np.ndar
 
 
 def _rows(requests: Sequence[Request]) -> int:
-    """How many of them are searched together: all are padded to the longest, and of long ones 8 could take all memory."""
+    """How many are searched together: all are padded to the longest, and of long ones 8 could take all memory."""
     return max(1, PROMPT_TOKENS // padded(max((len(request.tokens) for request in requests), default=1)))
 
 
