@@ -193,6 +193,37 @@ def test_a_picture_may_come_while_others_are_asked_about(run, root, tmp_path, sa
     assert (result["answered"], result["failed"]) == (24, 0)
 
 
+def test_a_picture_may_come_while_another_process_asks_about_it(run, root, tmp_path, says, monkeypatch):
+    late = shutil.copytree(root, tmp_path / "root")
+    *_, last = BENCHMARKS["pope"].read(Root(root))
+    (late / last.images[0]).unlink()
+    says()
+    evaluate(run, root, tmp_path / "other")
+
+    def another(*_):
+        shutil.copy(root / last.images[0], late / last.images[0])
+        shutil.copy(tmp_path / "other" / "answers" / "pope.jsonl", tmp_path / "out" / "answers" / "pope.part1.jsonl")
+
+    monkeypatch.setattr(ask.Asker, "ask", another)
+    (result,) = evaluate(run, late, tmp_path / "out")
+    assert (result["answered"], result["failed"]) == (24, 0)
+
+
+def test_what_stops_the_questions_of_a_benchmark_stops_no_other(run, root, tmp_path, says, monkeypatch):
+    says()
+    write = ask.Journal.append
+
+    def append(journal, lines):
+        if journal.path.name == "pope.jsonl":
+            raise UserError("the disk is full")
+        write(journal, lines)
+
+    monkeypatch.setattr(ask.Journal, "append", append)
+    stopped, result = evaluate(run, root, tmp_path, ["pope", "mmstar"])
+    assert str(stopped) == "pope: the disk is full" and result["benchmark"] == "mmstar"
+    assert not (tmp_path / "pope.json").exists()
+
+
 def test_parts_make_the_whole(run, root, tmp_path, says):
     says()
     (first,) = evaluate(run, root, tmp_path, limit=10)
