@@ -15,7 +15,7 @@ from test_benchmarks import ROOT
 from trol_jax import errors, version
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
-from trol_jax.evals import ask, runner
+from trol_jax.evals import ask, runner, score
 from trol_jax.evals.benchmarks import BENCHMARKS
 from trol_jax.evals.files import Root
 
@@ -88,7 +88,9 @@ def test_answers_and_results_are_written(run, root, tmp_path, says):
     assert [type(question.pictures[0]) is bytes for question in (answerer.asked[0], answerer.asked[-1])] == [0, 1]
     written = lines(tmp_path)
     assert [line["index"] for line in written] == list(range(24))
-    assert {*written[0]} == {"index", "id", "question", "answer", "source"} and written[0]["answer"] == "yes 1"
+    assert {*written[0]} == {"index", "id", "question", "prompt_digest", "answer", "source"} and written[0][
+        "answer"
+    ] == "yes 1"
     assert all("beams 5, 5 tokens, trol_jax" in line["source"] for line in written)
     assert (pope["answered"], pope["failed"], pope["missing"]) == (24, 0, 0)
     assert pope["value"] == pytest.approx(100 * 14 / 24)  # the share of yes
@@ -175,6 +177,18 @@ def test_answers_to_other_questions_stay_and_are_not_taken(run, root, tmp_path, 
         file.write_text("".join(before.splitlines(keepends=True)[1:]))
         evaluate(run, changed, tmp_path / "out")
         assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
+
+
+def test_only_answers_to_the_questions_of_a_root_are_scored(run, root, tmp_path, says):
+    says()
+    (asked,) = evaluate(run, root, tmp_path / "out")
+    changed = shutil.copytree(root, tmp_path / "root")
+    shutil.rmtree(changed / "coco2014")
+    how = (["pope"], tmp_path / "out" / "answers", tmp_path / "scored")
+    assert next(score.score(changed, *how))["value"] == asked["value"]  # pictures are not needed
+    reworded(changed)
+    (stopped,) = score.score(changed, *how, bad_rows="skip")
+    assert "pope.jsonl, row 1 answers another question than the one with the id" in str(stopped)
 
 
 def test_a_picture_may_come_while_others_are_asked_about(run, root, tmp_path, says):

@@ -2,8 +2,9 @@
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
 order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files of
-their own: of their names and sizes), and the source: the checkpoint, how it was asked and by which code. What can be
-read there is not asked again; a file of another source, or with answers to other questions, is never changed.
+their own: of their names and sizes), one of the prompt alone, and the source: the checkpoint, how it was asked and by
+which code. What can be read there is not asked again; a file of another source, or with answers to other questions, is
+never changed.
 
 Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
 first puts these together. What is left of processes that were stopped counts too, however many there were.
@@ -116,12 +117,13 @@ class Asker:
     def asked(self, benchmark: Benchmark, each: Item | BadRow) -> dict[str, Any]:
         """What a line says of its question."""
         if isinstance(each, BadRow):
-            return {"id": None, "question": None}
+            return {"id": None, "question": None, "prompt_digest": None}
         digest, files = xxhash.xxh3_64(), [image for image in each.images if isinstance(image, str)]
         for piece in (prompt(benchmark, each), *each.images, *(self.size(file) for file in files)):
             data = piece.encode(errors="surrogatepass") if isinstance(piece, str) else piece
             digest.update(len(data).to_bytes(8, "little") + data)
-        return {"id": each.id, "question": digest.hexdigest()}
+        alone = score.prompt_digest(benchmark, each)
+        return {"id": each.id, "question": digest.hexdigest(), "prompt_digest": alone}
 
     def size(self, image: str) -> str:
         """Of a picture in a file, which other pictures of its name hardly have and every copy has; "" without it."""
