@@ -14,8 +14,10 @@ import programs
 import tiny
 from programs import Program
 from trol_jax.errors import UserError
+from trol_jax.infer import answer as answering
 from trol_jax.infer.answer import Answerer, Question
 from trol_jax.infer.decoding import GREEDY, Decoding
+from trol_jax.infer.engine import padded
 from trol_jax.ops.image import normalize
 
 RNG = np.random.default_rng(0)
@@ -141,6 +143,18 @@ def test_searched_and_drawn_answers_do_not_depend_on_the_batch_either(answerer, 
     for i, (question, answer) in enumerate(zip(questions[:3], together, strict=False)):
         here = dataclasses.replace(decoding, seed=decoding.seed + i) if decoding.temperature else decoding
         same(ask(answerer, [question], here)[0], answer)
+
+
+def test_long_prompts_are_searched_few_at_a_time(answerer, monkeypatch):
+    together, searched = ask(answerer, MIXED[:3], Decoding(beams=2)), []
+    length = max(len(answerer.request(each, 4).tokens) for each in MIXED[:3])
+    monkeypatch.setattr(answering, "PROMPT_TOKENS", 2 * padded(length))
+    search = answering.search
+    noted = lambda *args, **how: searched.append(args[2].shape) or search(*args, **how)  # noqa: E731
+    monkeypatch.setattr(answering, "search", noted)
+    for one, other in zip(together, ask(answerer, MIXED[:3], Decoding(beams=2)), strict=True):
+        same(one, other)
+    assert [rows for rows, _ in searched] == [2, 2]
 
 
 @pytest.mark.parametrize(

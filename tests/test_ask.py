@@ -15,7 +15,7 @@ from test_benchmarks import ROOT
 from trol_jax import errors, version
 from trol_jax.data.images import load_image
 from trol_jax.errors import UserError
-from trol_jax.evals import ask, runner
+from trol_jax.evals import ask, runner, score
 from trol_jax.evals.benchmarks import BENCHMARKS
 from trol_jax.evals.files import Root
 
@@ -88,7 +88,9 @@ def test_answers_and_results_are_written(run, root, tmp_path, says):
     assert [type(question.pictures[0]) is bytes for question in (answerer.asked[0], answerer.asked[-1])] == [0, 1]
     written = lines(tmp_path)
     assert [line["index"] for line in written] == list(range(24))
-    assert {*written[0]} == {"index", "id", "question", "answer", "source"} and written[0]["answer"] == "yes 1"
+    assert {*written[0]} == {"index", "id", "question", "prompt_digest", "answer", "source"} and written[0][
+        "answer"
+    ] == "yes 1"
     assert all("beams 5, 5 tokens, trol_jax" in line["source"] for line in written)
     assert (pope["answered"], pope["failed"], pope["missing"]) == (24, 0, 0)
     assert pope["value"] == pytest.approx(100 * 14 / 24)  # the share of yes
@@ -177,6 +179,18 @@ def test_answers_to_other_questions_stay_and_are_not_taken(run, root, tmp_path, 
         assert [question.text[:15] for question in answerer.asked] == ["Is there a blue"]
 
 
+def test_only_answers_to_the_questions_of_a_root_are_scored(run, root, tmp_path, says):
+    says()
+    (asked,) = evaluate(run, root, tmp_path / "out")
+    changed = shutil.copytree(root, tmp_path / "root")
+    shutil.rmtree(changed / "coco2014")
+    how = (["pope"], tmp_path / "out" / "answers", tmp_path / "scored")
+    assert next(score.score(changed, *how))["value"] == asked["value"]  # pictures are not needed
+    reworded(changed)
+    (stopped,) = score.score(changed, *how, bad_rows="skip")
+    assert "pope.jsonl, row 1 answers another question than the one with the id" in str(stopped)
+
+
 def test_a_picture_may_come_while_others_are_asked_about(run, root, tmp_path, says):
     late = shutil.copytree(root, tmp_path / "root")
     *_, last = BENCHMARKS["pope"].read(Root(root))
@@ -191,6 +205,37 @@ def test_a_picture_may_come_while_others_are_asked_about(run, root, tmp_path, sa
     answerer.answer = answer
     (result,) = evaluate(run, late, tmp_path / "out")
     assert (result["answered"], result["failed"]) == (24, 0)
+
+
+def test_a_picture_may_come_while_another_process_asks_about_it(run, root, tmp_path, says, monkeypatch):
+    late = shutil.copytree(root, tmp_path / "root")
+    *_, last = BENCHMARKS["pope"].read(Root(root))
+    (late / last.images[0]).unlink()
+    says()
+    evaluate(run, root, tmp_path / "other")
+
+    def another(*_):
+        shutil.copy(root / last.images[0], late / last.images[0])
+        shutil.copy(tmp_path / "other" / "answers" / "pope.jsonl", tmp_path / "out" / "answers" / "pope.part1.jsonl")
+
+    monkeypatch.setattr(ask.Asker, "ask", another)
+    (result,) = evaluate(run, late, tmp_path / "out")
+    assert (result["answered"], result["failed"]) == (24, 0)
+
+
+def test_what_stops_the_questions_of_a_benchmark_stops_no_other(run, root, tmp_path, says, monkeypatch):
+    says()
+    write = ask.Journal.append
+
+    def append(journal, lines):
+        if journal.path.name == "pope.jsonl":
+            raise UserError("the disk is full")
+        write(journal, lines)
+
+    monkeypatch.setattr(ask.Journal, "append", append)
+    stopped, result = evaluate(run, root, tmp_path, ["pope", "mmstar"])
+    assert str(stopped) == "pope: the disk is full" and result["benchmark"] == "mmstar"
+    assert not (tmp_path / "pope.json").exists()
 
 
 def test_parts_make_the_whole(run, root, tmp_path, says):

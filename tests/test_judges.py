@@ -214,6 +214,16 @@ def test_the_key_is_told_to_no_one(tmp_path, key, answer):
     assert SECRET not in str(error.value) and len(received) == 1
 
 
+@pytest.mark.parametrize(("key", "reply"), [("none", "none"), ("0", "0.5"), (2 * SECRET, "a ***")])
+def test_a_key_that_is_a_word_changes_no_reply(tmp_path, monkeypatch, key, reply):
+    monkeypatch.setenv(judges.KEY, key)
+    said = {"choices": [{"message": {"content": reply.replace("***", key)}}], "model": "judge-0"}
+    with server((200, {}, json.dumps(said))) as (url, _):
+        judge = of(url, tmp_path)
+        assert judge.replies(["prompt"]) == of(url, tmp_path).replies(["prompt"]) == [reply]
+        assert judge.account()["versions"] == ["judge-0"]
+
+
 @pytest.mark.parametrize(
     "url", ["http://me:word@host/v1", "http://host/v1?key=1", "http:///v1", "http://[::1/v1", "http://host:port/v1"]
 )

@@ -59,6 +59,11 @@ def test_the_rule_of_mmstar(answer, letter):
         ("A pelican is what I see here", "B"),  # by its text, where the article is too far from the end
         ("A or B, so a pelican", "B"),
         ("A bird that I have never seen", None),
+        ("The correct answer is B because its beak holds more fish than a robin", "B"),
+        ("A robin is small, so the answer is (C), which has a forked tail", "C"),
+        ("The answer is A or B, I cannot tell which of these two it is", None),
+        ("The answer is A if it is small, else the answer is C by its tail", None),
+        ("The answer is D because none of these has the right beak", None),
         ("B. a bird with a large beak that it fills with fish", "B"),
     ],
 )

@@ -283,13 +283,16 @@ def test_all_files_are_written(folder, tmp_path):
         (["GOOD", "GOOD"], "two runs are named good-7B; name one of them"),
         (["=GOOD"], "names no run; write DIR, or NAME=DIR"),
         (["BROKEN"], 'pope.json, row 1: "value" is nan, must be a number'),
+        (["LACKING"], 'pope.json, row 1: "absent" is [1], must be a list of names'),
     ],
 )
 def test_what_is_wrong_is_one_line(folder, tmp_path, arguments, said):
     broken = shutil.copytree(folder / "good-7B", tmp_path / "broken")
     text = (broken / "pope.json").read_text()
     (broken / "pope.json").write_text(text.replace('"value": 45', '"value": NaN, "was": 45', 1))
-    names = {"GOOD": str(folder / "good-7B"), "BROKEN": str(broken)}
+    lacking = shutil.copytree(folder / "good-7B", tmp_path / "lacking")
+    (lacking / "pope.json").write_text(json.dumps(json.loads(text) | {"absent": [1]}))
+    names = {"GOOD": str(folder / "good-7B"), "BROKEN": str(broken), "LACKING": str(lacking)}
     given = [names.get(text.lstrip("="), text) if text != "=GOOD" else f"={names['GOOD']}" for text in arguments]
     with pytest.raises(UserError) as error:
         write.report(given, tmp_path / "out")

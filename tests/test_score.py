@@ -186,6 +186,11 @@ def test_a_picture_of_mme_without_both_answers_counts_for_accuracy_alone(tmp_pat
     assert measured(right * 3, [*rows[:5], 7])["value"] == pytest.approx(200)  # whose picture is not known
     assert measured([*right * 2, "yes", no], scoring="trol")["value"] == pytest.approx(100 + 100 * 2 / 3)
     assert len(less["absent"]) == 13
+    for again in (rows[:1], rows[:2]):  # of what stands twice the first counts
+        assert measured([*right * 3, "no", "no"], rows + again)["value"] == pytest.approx(200)
+    (folder / "count" / "a.txt").write_text("One?\tYes\nTwo?\tNo\nThree?\tNo\n")
+    three = [*rows, rows[0] | {"text": "Three?"}]  # right are two of three, which is no pair
+    assert measured([*right * 3, "yes"], three)["value"] == pytest.approx(100 * 6 / 7 + 100)
 
 
 def test_the_source_of_answers_is_told(answers, tmp_path):

@@ -21,12 +21,13 @@ class Journal:
     def __init__(self, path: Path, source: str, added: Collection[str], key: str = "id"):
         self.path, self.source, self.key, self.added = path, source, key, {key, "source", *added}
 
-    def read(self, asked: Mapping[Hashable, Mapping], strict: bool = False) -> dict[Hashable, dict]:
+    def read(self, asked: Mapping[Hashable, Mapping] | None, strict: bool = False) -> dict[Hashable, dict]:
         """Lines by key, of those whose question is what is `asked` under it; others leave the file, as does one that
         was being written.
 
         UserError for a file of another source, whose answers may have taken long, and for one that holds no answers.
-        strict: also for a line with the answer to another question; the file stays as it is in any case.
+        strict: also for a line with the answer to another question; the file stays as it is in any case. None is asked:
+        all lines, as they are.
         """
         with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,8 @@ class Journal:
                 continue
             try:
                 old = json.loads(text)
-                source, wanted = old["source"], asked.get(old[self.key])
+                source, key = old["source"], old[self.key]
+                wanted = old if asked is None else asked.get(key)
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{self.path}, line {number} is no answer; write to another file") from None
             if source != self.source:
@@ -49,11 +51,11 @@ class Journal:
                     f"write to another, or remove it"
                 )
             if wanted is not None and self._question(wanted) == self._question(old):
-                known[old[self.key]] = old
+                known[key] = old
             elif strict and "error" not in old:
                 raise UserError(
                     f"{self.path}, line {number} answers another question, or one with another picture, than has the "
-                    f"{self.key} {old[self.key]} here; write to another file, or remove the line to ask anew"
+                    f"{self.key} {key} here; write to another file, or remove the line to ask anew"
                 )
         if not strict and len(known) < len(lines):
             self.write(known.values())

@@ -2,8 +2,9 @@
 
 `<output>/answers/<benchmark>.jsonl` holds a line for each question as soon as it is answered: its place in the reader's
 order, its id, the answer (or what kept it from being asked), a digest of prompt and pictures (of those in files of
-their own: of their names and sizes), and the source: the checkpoint, how it was asked and by which code. What can be
-read there is not asked again; a file of another source, or with answers to other questions, is never changed.
+their own: of their names and sizes), one of the prompt alone, and the source: the checkpoint, how it was asked and by
+which code. What can be read there is not asked again; a file of another source, or with answers to other questions, is
+never changed.
 
 Several processes, each with a model of its own, share the questions. Each writes `<benchmark>.part<number>.jsonl`; the
 first puts these together. What is left of processes that were stopped counts too, however many there were.
@@ -116,12 +117,13 @@ class Asker:
     def asked(self, benchmark: Benchmark, each: Item | BadRow) -> dict[str, Any]:
         """What a line says of its question."""
         if isinstance(each, BadRow):
-            return {"id": None, "question": None}
+            return {"id": None, "question": None, "prompt_digest": None}
         digest, files = xxhash.xxh3_64(), [image for image in each.images if isinstance(image, str)]
         for piece in (prompt(benchmark, each), *each.images, *(self.size(file) for file in files)):
             data = piece.encode(errors="surrogatepass") if isinstance(piece, str) else piece
             digest.update(len(data).to_bytes(8, "little") + data)
-        return {"id": each.id, "question": digest.hexdigest()}
+        alone = score.prompt_digest(benchmark, each)
+        return {"id": each.id, "question": digest.hexdigest(), "prompt_digest": alone}
 
     def size(self, image: str) -> str:
         """Of a picture in a file, which other pictures of its name hardly have and every copy has; "" without it."""
@@ -131,7 +133,7 @@ class Asker:
             return ""
 
     def ask(self, benchmark: Benchmark, rows: dict[int, dict], todo: Sequence[int]) -> None:
-        """Writes the lines of `todo`, each as soon as it is there; then all in the order of the questions."""
+        """Writes the lines of this process's share of `todo`, each as soon as it is there."""
         count, number = jax.process_count(), jax.process_index()
         todo, journal = todo[number::count], self.journal(benchmark, f".part{number}" if count > 1 else "")
         questions = Questions(self, benchmark, todo)
@@ -149,9 +151,27 @@ class Asker:
                 journal.append([{"index": index, **asked, **said, "source": journal.source}])
                 bar.update()
                 look_for_signals()
-        hosts.meet(f"{benchmark.name}: all have asked", seconds=DAY)
-        if hosts.is_first():
-            self.gather(benchmark, self.lines(benchmark, rows))
+
+    def try_to_ask(self, benchmark: Benchmark, rows: dict[int, dict], todo: Sequence[int]) -> UserError | None:
+        """What stopped it: other processes wait for this one, and other benchmarks may go well. A checkpoint that
+        cannot answer ends everything.
+        """
+        if todo[jax.process_index() :: jax.process_count()]:
+            _ = self.answerer
+        try:
+            self.ask(benchmark, rows, todo)
+        except UserError as error:
+            return error
+        return None
+
+    def collect(self, benchmark: Benchmark, rows: Mapping[int, dict]) -> None:
+        """Puts what all have asked in the order of the questions. Parts are of this very run, as those of others were
+        put together before it, and are taken as they are: a picture may have come since this process read `rows`.
+        """
+        found = self.journal(benchmark).read(rows, strict=True)
+        for each in self.parts(benchmark):
+            found |= each.read(None, strict=True)
+        self.gather(benchmark, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +231,8 @@ def evaluate(
     answerer: Answerer | None = None,
     **scored,
 ) -> Iterator[dict | UserError]:
-    """Yields of each benchmark its result, as `score.score` does, or what stopped it; of several processes the first.
+    """Yields of each benchmark its result, as `score.score` does, or what stopped it; of several processes the first,
+    the others only what stopped them.
 
     names: of BENCHMARKS, or ["all"]. limit, offset: ask that many questions, from there on. answerer: the checkpoint's,
     where it is loaded. scored: see `score.score_one`. Started again it goes on where it was stopped, and asks again
@@ -234,12 +255,16 @@ def evaluate(
         hosts.meet(f"{benchmark.name}: all have read what stands")
         asker.gather(benchmark, known)
         hosts.meet(f"{benchmark.name}: it is put together")
-        if todo:
-            asker.ask(benchmark, rows, todo)
-        if hosts.is_first():
+        trouble = asker.try_to_ask(benchmark, rows, todo)
+        hosts.meet(f"{benchmark.name}: all have asked", seconds=DAY)
+        if trouble:
+            yield UserError(f"{benchmark.name}: {trouble}")
+        elif hosts.is_first():
             settings = settings_of(asker, benchmark) | {"offset": offset, "limit": limit, "asked": len(todo)}
             settings["seconds"] = round(time.monotonic() - began, 2)
             try:
+                if todo:
+                    asker.collect(benchmark, rows)
                 yield score.score_one(benchmark, root, answers, output, part=part, settings=settings, **scored)
             except UserError as error:
                 yield UserError(f"{benchmark.name}: {error}")

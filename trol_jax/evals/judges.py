@@ -22,6 +22,7 @@ from trol_jax.errors import UserError
 from trol_jax.evals.files import Root
 
 KEY = "OPENAI_API_KEY"  # the only place that a key is taken from; it stands in no file, log or error
+SECRET = 16  # letters of a key that no text has by chance
 REFUSED = (400, 413, 422)  # what the server holds against one prompt; other prompts may go well
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
@@ -198,18 +199,22 @@ class OpenAIJudge:
 
     def _read_reply(self, data: bytes) -> dict[str, Any]:
         try:
-            whole = json.loads(self._scrubbed(data.decode()))
+            whole = json.loads(data.decode())
             reply, usage = whole["choices"][0]["message"].get("content"), whole.get("usage") or {}
             counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError("no chat completion") from None
-        reply = reply if isinstance(reply, str) else None
-        version = whole.get("model") or self.model
+        reply = self._kept_secret(reply) if isinstance(reply, str) else None
+        version = self._kept_secret(str(whole.get("model") or self.model))
         return {"reply": reply, "version": version, "tokens_in": counts[0], "tokens_out": counts[1]}
 
     def _told(self, error: urllib.error.HTTPError) -> str:
         text = self._scrubbed(f"{error.code} {error.reason}: {error.read(1 << 16).decode(errors='replace')}")
         return " ".join(text.split())[:240]
+
+    def _kept_secret(self, said: str) -> str:
+        """What is scored and written; a short key, as "none" of a server that needs no key, may be a word of it."""
+        return self._scrubbed(said) if len(self.key) >= SECRET else said
 
     def _scrubbed(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text

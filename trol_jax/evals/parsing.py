@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MARKS = re.compile(r"""[,.!?;:'"]""")
+STATED = re.compile(r"""(?i:answer is:?\s+(?:option\s+)?)["'(*]*([A-Z])\b(?!['-]|\)?\s*(?:,|/|or|and)\s*\(?[A-Z]\b)""")
 MAX_TAIL = 4  # words at the end of an answer among which a letter is taken for the choice
 
 
@@ -46,8 +47,9 @@ def mmstar_letter(answer: str) -> str | None:
 def choice(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that an answer names.
 
-    In turn: it begins with "B.", "B)", "B:" or "(B)"; one letter alone is a word, first among the last MAX_TAIL; the
-    text of one option alone is in it, and it is at most twice as long as all of them. The latter two are VLMEvalKit's.
+    In turn: it begins with "B.", "B)", "B:" or "(B)"; one letter alone is a word, first among the last MAX_TAIL; one
+    letter alone follows "answer is"; the text of one option alone is in it, and it is at most twice as long as all of
+    them. All but the first and third are VLMEvalKit's.
     """
     start = re.match(r"\s*\(?([A-Z])[.):]", answer)
     if start and start[1] in options:
@@ -56,6 +58,9 @@ def choice(answer: str, options: Mapping[str, str]) -> str | None:
     named = [letter for letter in options if letter in words]
     if len(named) == 1 and words.index(named[0]) >= len(words) - MAX_TAIL:
         return named[0]
+    stated = {*STATED.findall(answer)}
+    if len(stated) == 1 and stated <= {*options}:
+        return stated.pop()
     text = answer.lower()
     held = [letter for letter, option in options.items() if option and option.lower() in text]
     short = len(answer) <= 2 * sum(map(len, options.values()))

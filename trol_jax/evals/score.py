@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from trol_jax import journal, version
 from trol_jax.errors import UserError
 from trol_jax.evals import submit
@@ -164,6 +166,7 @@ def take(
     for row in answer_lines(file):
         try:
             index = places.of(row)
+            same_question(benchmark, items[index], row)
             if index in answers or index in failed:
                 raise row.bad(f"is a second answer to question {index}")
             if "error" in row.data and "answer" not in row.data:
@@ -182,10 +185,26 @@ def take(
             problems.failed.append(failed[item.index])
         else:
             problems.missing.append(f"{file} has none to question {item.index}, id {item.id!r}")
-    rows = [item.fields for item in items if item is not None] + problems.unread
+    rows = [item.fields for item in rules.select([item for item in items if item is not None])] + problems.unread
     for name, key in rules.groups.items():
         samples = noted(samples, name, key, rows)
     return samples
+
+
+def prompt_digest(benchmark: Benchmark, item: Item) -> str:
+    """In the lines of `ask`: of the prompt without its pictures, which may lie elsewhere when answers are scored."""
+    text = instruct(benchmark.asks_as(), item.question)
+    return xxhash.xxh3_64_hexdigest(text.encode(errors="surrogatepass"))
+
+
+def same_question(benchmark: Benchmark, item: Item | None, row: Row) -> None:
+    """UserError where the line says what it was asked, and that is not this question: no other line can be trusted."""
+    said = row.data.get("prompt_digest")
+    if item is not None and said is not None and said != prompt_digest(benchmark, item):
+        raise UserError(
+            f"{row.file}, row {row.number} answers another question than the one with the id {item.id!r} in --root; "
+            f"give the root that was asked, or ask anew"
+        )
 
 
 def noted(samples: Sequence[Sample], name: str, key: Callable[[Mapping], Any], rows: Iterable[Mapping]) -> list[Sample]:

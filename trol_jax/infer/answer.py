@@ -23,7 +23,7 @@ from trol_jax.infer.beam import beam_search
 from trol_jax.infer.decoding import GREEDY, Decoding
 from trol_jax.infer.engine import Engine, padded
 from trol_jax.infer.generate import inputs
-from trol_jax.infer.server import Request, Server, TooLong
+from trol_jax.infer.server import PROMPT_TOKENS, Request, Server, TooLong
 from trol_jax.models.layers import anywhere
 from trol_jax.models.trol import TroL
 from trol_jax.models.variants import with_traversal
@@ -216,8 +216,10 @@ class Answerer:
         requests = _ahead(self._requests(zip(questions, own, strict=True), max_new_tokens, skip), size)
         if decoding.beams > 1:
             while batch := list(itertools.islice(requests, size)):
-                if sound := [request for request in batch if isinstance(request, Request)]:
-                    self._search(sound, size)
+                sound = [request for request in batch if isinstance(request, Request)]
+                rows = min(size, _rows(sound))
+                for start in range(0, len(sound), rows):
+                    self._search(sound[start : start + rows], rows)
                 yield from map(self.finish, batch)
             return
         with self.serve(size, chunk=min(max_new_tokens, Engine.chunk)) as server:
@@ -268,6 +270,11 @@ def _ahead(items: Iterator, count: int) -> Iterator:
 @functools.lru_cache(32)
 def _tiles_of_file(path: str, family: str, size: int, max_tiles: int) -> np.ndarray:
     return prepare(load_image(path), family, size, max_tiles)
+
+
+def _rows(requests: Sequence[Request]) -> int:
+    """How many are searched together: all are padded to the longest, and of long ones 8 could take all memory."""
+    return max(1, PROMPT_TOKENS // padded(max((len(request.tokens) for request in requests), default=1)))
 
 
 def _stack(tiles: list[np.ndarray | None]) -> np.ndarray | None:

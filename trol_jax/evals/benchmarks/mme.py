@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from trol_jax.evals.files import Root, each, readable
 from trol_jax.evals.items import Benchmark, Item, Scoring, Summary
@@ -67,19 +67,20 @@ def picture(fields: Mapping) -> tuple:
 def in_twos(samples):
     """The original pairs what follows each other in a category; one that is left over counts as a pair."""
     pairs = [samples[start : start + 2] for start in range(0, len(samples), 2)]
-    return pairs, len(pairs)
+    return pairs, [True] * len(pairs)
 
 
 def by_picture(samples):
-    """What lacks the other answer is in no pair."""
+    """(Groups, which of them are pairs). What lacks the other answer is in no pair."""
     pairs = list(grouped(samples, lambda sample: picture(sample.item.fields)).values())
-    return pairs, sum(len(pair) == 2 and PAIR not in pair[0].lacking for pair in pairs)
+    return pairs, [len(pair) == 2 and PAIR not in pair[0].lacking for pair in pairs]
 
 
-def points(pairs, whole: int) -> tuple[float, float]:
-    """accuracy + accuracy+ of a category, 0 to 200, and its variance. whole: of how many pairs both can be right."""
+def points(pairs, whole: Sequence[bool]) -> tuple[float, float]:
+    """accuracy + accuracy+ of a category, 0 to 200, and its variance. whole: of which pairs both can be right."""
     count, right = sum(map(len, pairs)), [sum(sample.score for sample in pair) for pair in pairs]
-    each_pair = [100 * (one / count + (one == 2) / whole) for one in right]
+    both = [full and one == 2 for one, full in zip(right, whole, strict=True)]
+    each_pair = [100 * (one / count + two / sum(whole)) for one, two in zip(right, both, strict=True)]
     value = sum(each_pair)
     return value, sum((points - value / len(pairs)) ** 2 for points in each_pair)
 
@@ -87,7 +88,7 @@ def points(pairs, whole: int) -> tuple[float, float]:
 def summarise(pair):
     def summary(samples) -> Summary:
         pairs = {name: pair(group) for name, group in grouped(samples, "category").items()}
-        found = {name: points(*of) for name, of in pairs.items() if of[1]}
+        found = {name: points(*of) for name, of in pairs.items() if any(of[1])}
         if not found:
             return Summary()
         splits = {}
@@ -101,13 +102,14 @@ def summarise(pair):
 
 
 PARTS = {"category": CATEGORIES}
+ONCE = first_of_each(lambda item: (item.fields["category"], item.id, bare(item.question)))
 SCORINGS = {
     "trol": Scoring(
         "yes or no within four characters; accuracy and accuracy+, questions paired in order",
         lambda item, answer: mme_yes_no(answer),
         equal,
         summarise(in_twos),
-        first_of_each(lambda item: (item.fields["category"], item.id, bare(item.question))),
+        ONCE,
         parts=PARTS,
     ),
     "standard": Scoring(
@@ -115,6 +117,7 @@ SCORINGS = {
         lambda item, answer: mme_yes_no(answer),
         equal,
         summarise(by_picture),
+        ONCE,
         groups={PAIR: picture},
         parts=PARTS,
     ),

@@ -129,7 +129,11 @@ def read_run(name: str, folder: Path) -> Run:
 
 
 def read_result(file: Path) -> Result:
-    return typed(Result, Row(Root("").json(str(file)), str(file), 1))
+    row = Row(Root("").json(str(file)), str(file), 1)
+    result = typed(Result, row)
+    if not all(isinstance(name, str) for name in result.absent):
+        raise row.bad(f'"absent" is {json.dumps(result.absent)}, must be a list of names')
+    return result
 
 
 def read_samples(file: Path) -> dict[int, Sample]:
