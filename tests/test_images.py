@@ -1,5 +1,6 @@
 """Pictures: every mode becomes RGB, and bad files are named."""
 
+import errno
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from PIL import Image
 
 from trol_jax.data import images
 from trol_jax.data.images import grid, load_image, prepare, squeeze
-from trol_jax.errors import UserError
+from trol_jax.errors import StorageError, UserError
 from trol_jax.models.variants import INTERN_VIT_300M
 from trol_jax.ops.image import normalize
 
@@ -218,3 +219,21 @@ def test_every_recorded_size_has_its_number_of_tiles():
         width, height = map(int, size.split("x"))
         columns, rows = grid(height, width, 448, 6)
         assert columns * rows + (columns * rows > 1) == count, size
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        *((OSError(n, os.strerror(n)), os.strerror(n)) for n in (errno.EMFILE, errno.ENOMEM)),
+    ],
+)
+def test_a_machine_without_memory_or_open_files_makes_no_picture_bad(error, said, tmp_path, monkeypatch):
+    def fails(*_):
+        raise error
+
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_file", fails)
+    for read in (load_image, images.read_header, images.try_to_decode):
+        with pytest.raises(StorageError, match=f"^{tmp_path}/a.png cannot be read: {said}$"):
+            read(tmp_path / "a.png")

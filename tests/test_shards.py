@@ -59,6 +59,17 @@ def test_prepared_data_that_fails_for_a_moment_is_read_again(output, monkeypatch
         source[1]
 
 
+@pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("open() failed: Too many open files")])
+def test_a_machine_without_memory_or_open_files_makes_no_record_bad(output, error):
+    def fails(*_):
+        raise error
+
+    source = prepared.open_prepared(prepared.find(output), ["mathplus"])["mathplus"]
+    source._records = type("Failing", (), {"__getitem__": fails})()
+    with pytest.raises(StorageError, match=r"mathplus.*, record 1, cannot be read: .*(no memory|open files)"):
+        source[1]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [

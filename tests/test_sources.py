@@ -315,6 +315,22 @@ def test_parquet_that_fails_for_a_moment_is_read_again(tmp_path, monkeypatch):
         records[5]
 
 
+@pytest.mark.parametrize(
+    "error", [pyarrow.ArrowMemoryError("malloc failed"), MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+)
+def test_a_machine_without_memory_or_open_files_makes_no_row_bad(error, tmp_path, monkeypatch):
+    path = tmp_path / "mathplus.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(solutions(2), SOLUTION), path)
+    records = parquet.ParquetRecords(path)
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(records, "_read", fails)
+    with pytest.raises(StorageError, match=f"{path}, rows 0 to 1 cannot be read: .*(malloc|memory|open files)"):
+        records[0]
+
+
 def test_damaged_parquet_is_named(tmp_path):
     path = tmp_path / "mathplus.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(solutions(1000), SOLUTION), path, row_group_size=100)

@@ -11,7 +11,10 @@ class UserError(ValueError):
 
 
 class StorageError(UserError):
-    """Files that cannot be had now, whatever is in them: no sample is bad for that, and none is left out."""
+    """Files that cannot be had now, whatever is in them: no sample is bad for that, and none is left out.
+
+    For the disk, or for want of memory or open files.
+    """
 
 
 class Diverged(UserError):

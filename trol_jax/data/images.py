@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trol_jax.errors import StorageError, UserError
-from trol_jax.retry import may_pass, retry
+from trol_jax.retry import may_pass, of_machine, retry
 
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 512 << 20  # of a file: more than so many pixels take in any format
@@ -88,8 +88,9 @@ def _explained(name: str):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except Exception as error:
-        if may_pass(error):
-            raise StorageError(f"{name} cannot be read: {error.strerror}") from error
+        if may_pass(error) or of_machine(error):
+            said = getattr(error, "strerror", None) or "out of memory"
+            raise StorageError(f"{name} cannot be read: {said}") from error
         # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, ...
         raise UserError(f"{name} is a damaged picture: {error}") from error
 

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from trol_jax.data.index import places, stamp, writing
 from trol_jax.data.records import check_index
 from trol_jax.errors import StorageError, UserError
-from trol_jax.retry import may_pass, retry
+from trol_jax.retry import may_pass, of_machine, retry
 
 GROUPS = 4  # row groups that are kept decoded, of each file in each process
 LARGEST = 1 << 18  # bytes of a decoded group; a file with larger ones is copied once,
@@ -96,8 +96,8 @@ class ParquetRecords:
         except UserError:
             raise
         except Exception as error:  # of pyarrow and of values: text that is not UTF-8, dates that Python does not have
-            said = f"{self.path}{where} cannot be read{how}: {_line(error)}"
-            if may_pass(error) or isinstance(error, FileNotFoundError):
+            said = f"{self.path}{where} cannot be read{how}: {_line(error) or 'out of memory'}"
+            if may_pass(error) or of_machine(error) or isinstance(error, FileNotFoundError):
                 raise StorageError(said) from error
             raise UserError(f"{said}; copy the file again") from error
 

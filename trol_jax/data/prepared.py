@@ -15,7 +15,7 @@ from trol_jax.data.records import check_index
 from trol_jax.data.shards import lengths_of, require_same, shards_of
 from trol_jax.data.sources.sample import Sample
 from trol_jax.errors import StorageError, UserError
-from trol_jax.retry import PASSING, may_pass, retry
+from trol_jax.retry import EXHAUSTED, PASSING, may_pass, of_machine, retry
 
 
 def find(root: str | os.PathLike) -> Path | None:
@@ -78,7 +78,7 @@ class PreparedSource:
                 f"{self.shards[place].filename}, record {index - self._firsts[place]}, cannot be read: "
                 f"{' '.join(str(error).split())[:200]}"
             )
-            if may_pass(error):
+            if may_pass(error) or of_machine(error):
                 raise StorageError(said) from error
             raise UserError(f"{said}; copy the file again") from error
 
@@ -86,7 +86,7 @@ class PreparedSource:
         try:
             return self._records[index]
         except RuntimeError as error:  # what the system said is in its text alone
-            if number := next((each for each in PASSING if os.strerror(each) in str(error)), None):
+            if number := next((each for each in PASSING | EXHAUSTED if os.strerror(each) in str(error)), None):
                 self._records = ArrayRecordDataSource(self.shards)  # by new handles, for one that is stale stays so
                 raise OSError(number, str(error)) from error
             raise
