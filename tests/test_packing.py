@@ -31,7 +31,10 @@ from trol_jax.data.sources.sample import Sample
 from trol_jax.data.tokenizer import train_tokenizer
 from trol_jax.errors import StorageError, UserError
 from trol_jax.ops.losses import next_token_loss
+from trol_jax.sharding import hosts
 from trol_jax.train import config as config_lib
+from trol_jax.train import evaluation
+from trol_jax.train.config import EvaluationOptions
 from trol_jax.train.feed import Feed
 from trol_jax.train.loop import train
 
@@ -211,6 +214,26 @@ def test_a_picture_of_another_size_than_its_header_says_fails_or_is_broken(root,
         next(packer)
     with Packer(samples, encoder(root, "phi3"), SHAPE, bad="skip") as packer:
         assert not next(packer)["loss_mask"].any() and packer.counts["bad"] > 0
+
+
+def test_processes_that_would_measure_other_samples_end_the_run(root, tmp_path, monkeypatch):
+    class Whole(Feed):
+        def __init__(self, *_, held_out):
+            self.inner = Packer(mixture(root), encoder(root, "phi3"), SHAPE)
+            self.close = self.inner.close
+
+        def __next__(self):
+            return next(self.inner)
+
+    made = evaluation.Evaluation(fixtures.run_config(evaluation=EvaluationOptions(rows=2)), tmp_path, None, None, print)
+    made.__dict__["_sums"] = lambda *_: {"loss": (np.float32(6), np.float32(3))}
+    monkeypatch.setattr(evaluation, "Feed", Whole)
+    asked = []
+    monkeypatch.setattr(hosts, "agree", lambda text: asked.append(json.loads(text)) or len(asked) == 1)
+    assert made.held_out(None, None, lambda: None) == {"held_out/loss": 2.0}
+    with pytest.raises(UserError, match="the processes do not read the same samples"):
+        made.held_out(None, None, lambda: None)
+    assert asked[0] == asked[1]
 
 
 def test_processes_that_leave_out_other_samples_end_the_run(root, tmp_path, monkeypatch):

@@ -102,6 +102,7 @@ class Evaluation:
             for batch in itertools.islice(batches, count):
                 look()
                 sums.append(jax.block_until_ready(self._sums(params, frozen, batch)))
+            batches.compare_hosts()  # or each would measure other samples, and nobody would know
         total = jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
         return {HELD_OUT + name: float(value / max(count, 1)) for name, (value, count) in total.items()}
 

@@ -46,18 +46,20 @@ class Feed:
         return hosts.global_batch(batch, self.over_devices, self.rows, self.own)
 
     def metrics(self) -> dict[str, float]:
-        """Of a mixture: what was seen of each source, and the part of the rows that is padding. Every process must ask.
+        """Of a mixture: what was seen of each source, and the part of the rows that is padding. As `compare_hosts`."""
+        self.compare_hosts()
+        return self.inner.shares_so_far() if isinstance(self.inner, packing.Packer) else {}
 
-        UserError if they do not pack the same rows: a file is bad or missing for one of them alone.
+    def compare_hosts(self) -> None:
+        """UserError if the processes do not pack the same rows: a file is bad or missing for one of them alone.
+
+        Every process must ask.
         """
-        if not isinstance(self.inner, packing.Packer):
-            return {}
-        if not hosts.agree(self.inner.position()):
+        if isinstance(self.inner, packing.Packer) and not hosts.agree(self.inner.position()):
             raise UserError(
                 "the processes do not read the same samples: one of them leaves out what others can use; their outputs "
                 "name it, as does launch.check_data on each machine; make the data the same, then start again"
             )
-        return self.inner.shares_so_far()
 
     def __enter__(self) -> "Feed":
         return self
