@@ -156,6 +156,27 @@ def test_bad_samples_are_left_out_and_named(root, tmp_path):
     assert list(prepared.open_prepared(prepared.find(tmp_path / "none"))) == ["mathplus"]
 
 
+def test_shards_that_left_samples_out_are_written_again_by_the_next_start(root, tmp_path, monkeypatch):
+    copy, output = tmp_path / "root", tmp_path / "output"
+    shutil.copytree(root, copy)
+    picture = (copy / "geoqa_plus/5.png").rename(tmp_path / "5.png")
+    sources, how = open_sources(copy, ["gllava_qa"]), dict(bad="skip", shard_rows=2)
+
+    def stopped(job, lines):
+        assert [line["left_out"] for line in lines] == [0, 1]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, "_describe", stopped)
+        prepare.prepare(sources, output, **how)
+    whole, _ = sorted((output / f"{FOLDER}.unfinished").glob("*.array_record*"))
+    number = whole.stat().st_ino
+    picture.rename(copy / "geoqa_plus/5.png")
+    assert [line["left_out"] for line in prepare.prepare(sources, output, **how)] == [0, 0]
+    assert (output / FOLDER / whole.name).stat().st_ino == number
+    assert len(prepared.open_prepared(prepared.find(output))["gllava_qa"]) == 4
+
+
 def test_what_was_prepared_before_is_told_as_such(root, tmp_path):
     shutil.copytree(root, tmp_path / "root")
     picture = tmp_path / "root/geoqa_plus/3.png"

@@ -1,7 +1,8 @@
 """The sources written once as a dataset of TensorFlow Datasets (`tfds`): texts and pictures of a sample together.
 
 A shard is a piece of a source's rows, written by one process, and a line in a journal with its checksum once it is
-complete. The folder gets its final name when all of them are: whatever ends the work before, the next start goes on.
+complete. The folder gets its final name when all of them are: whatever ends the work before, the next start goes on,
+and writes those again that left samples out.
 """
 
 import contextlib
@@ -234,9 +235,9 @@ def _write_missing(job: Job, plan: dict, processes: int) -> list[dict]:
     identity = xxhash.xxh3_128_hexdigest(json.dumps(plan, sort_keys=True).encode())
     fields = ("samples", "left_out", "named", "record_bytes", "bytes", "xxh3_128")
     kept = journal.Journal(folder / SHARDS, identity, fields, key="shard")
-    done = {
+    done = {  # of those that left samples out these may be there now
         name: line for name, line in kept.read({name: {} for name in shards}).items()
-        if (folder / name).is_file() and (folder / name).stat().st_size == line["bytes"]
+        if not line["left_out"] and (folder / name).is_file() and (folder / name).stat().st_size == line["bytes"]
     }  # fmt: skip
     kept.write(done.values())
     rows = sum(len(job.rows(shards[name])) for name in done)
