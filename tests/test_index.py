@@ -276,6 +276,13 @@ def test_a_missing_file(tmp_path):
         row_index(str(tmp_path / "none.json"))
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_and_a_folder_are_refused_at_once(make, tmp_path):
+    make(tmp_path / "rows.json")
+    with pytest.raises(StorageError, match=r"rows\.json cannot be read: it is a folder, a pipe or a device"):
+        row_index(str(tmp_path / "rows.json"))
+
+
 def test_memory_does_not_grow_with_the_file(write):
     row = json.dumps({"id": "0", "conversations": [{"from": "human", "value": "text " * 100}] * 3})
     path = write(b"[" + ", ".join([row] * 3300).encode() + b"]")

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import io
 import os
-import stat
 import warnings
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trol_jax.data.paths import open_regular
 from trol_jax.errors import StorageError, UserError
 from trol_jax.retry import may_pass, of_machine, retry
 
@@ -52,19 +52,14 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def _file(source: str | os.PathLike | bytes) -> BinaryIO:
-    """To read a picture from; nobody waits for who would write to a pipe."""
+    """To read a picture from."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    if stat.S_ISREG(status.st_mode):
-        raise UserError(
-            f"{os.fspath(source)} has {status.st_size:,} bytes, no picture that is decoded has; make it smaller"
-        )
-    raise UserError(f"{os.fspath(source)} cannot be read: it is a folder, a pipe or a device, and no file")
+    file = open_regular(source)
+    if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+        file.close()
+        raise UserError(f"{os.fspath(source)} has {size:,} bytes, no picture that is decoded has; make it smaller")
+    return file
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 
 from trol_jax.data import scan
+from trol_jax.data.paths import open_regular
 from trol_jax.errors import StorageError, UserError
 from trol_jax.retry import retry
 
@@ -65,6 +66,8 @@ def stamp(path: str, note: object = None) -> dict:
         raise StorageError(f"{path} does not exist") from None
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from None
+    except UserError as error:  # it may have been a file when the program began: no row is bad for that
+        raise StorageError(str(error)) from None
     digest = xxhash.xxh3_64(ends).hexdigest()
     return {
         "version": VERSION, "bytes": status.st_size, "changed": status.st_mtime_ns, "ends": digest, "note": repr(note),
@@ -72,7 +75,7 @@ def stamp(path: str, note: object = None) -> dict:
 
 
 def _status_and_ends(path: str) -> tuple[os.stat_result, bytes]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         status = os.fstat(file.fileno())
         ends = file.read(ENDS)
         file.seek(max(0, status.st_size - ENDS))

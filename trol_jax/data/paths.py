@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import stat
+from typing import BinaryIO
 
 from trol_jax.errors import UserError
 
@@ -57,3 +58,12 @@ def _refuse_beyond(root: str, path: str, relative: str) -> None:
 @functools.lru_cache(16)
 def _real(root: str) -> str:
     return os.path.realpath(root)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """To read from. UserError for what is no file; nobody waits for who would write to a pipe."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise UserError(f"{os.fspath(path)} cannot be read: it is a folder, a pipe or a device, and no file")
