@@ -1,5 +1,6 @@
 """Checking the training data: each kind of damage is found and named, and work that was stopped goes on."""
 
+import datetime
 import errno
 import json
 import os
@@ -209,7 +210,7 @@ def test_a_disk_that_fails_makes_no_row_bad(root, monkeypatch):
         check.check_rows(str(root), NAME, [0], Rules())
 
 
-def test_a_stopped_check_goes_on_and_a_change_is_seen(root, monkeypatch):
+def test_a_stopped_check_goes_on_and_a_change_is_seen(root, monkeypatch, capsys):
     monkeypatch.setattr(check_run, "BLOCK", 2)
     looked, stop = [], 3
 
@@ -227,8 +228,12 @@ def test_a_stopped_check_goes_on_and_a_change_is_seen(root, monkeypatch):
         found(root, journal=journal)
     with open(journal, "a") as file:
         file.write('{"id": "half')
+    os.utime(journal, (0, datetime.datetime(1971, 1, 1, 12).timestamp()))
+    assert "goes on" not in capsys.readouterr().out
     looked, stop = [], 10
     first = found(root, journal=journal)
+    told = f"goes on from 1971-01-01 12:00: 6 rows are not looked at again; remove {journal} to begin anew\n"
+    assert capsys.readouterr().out == told
     assert looked == [[6, 7], [8, 9]] and first.rows == 10 and first.problems["picture missing"] == 1
     looked = []
     (root / "later.jpg").write_bytes(PICTURE)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import datetime
 import json
 import multiprocessing
 import os
@@ -125,15 +126,18 @@ def _blocks(root: str, report: SourceReport, rules: Rules, sample: int, seed: in
 
 def _run(root: str, blocks: Sequence[Block], rules: Rules, processes: int, journal: Journal | None) -> dict:
     """Findings of each block, by its key."""
+    stopped = os.path.getmtime(journal.path) if journal else 0  # before it is read, which may write it anew
     lines = journal.read({block.key: block.asked for block in blocks}) if journal else {}
     done = {key: Findings.from_json(line["found"]) for key, line in lines.items()}
     done = {key: found for key, found in done.items() if not found.problems.keys() & AGAIN}
     todo = [block for block in blocks if block.key not in done]
+    known = sum(len(block.indexes) for block in blocks if block.key in done)
+    if known:  # however old: pictures may have gone since
+        when = datetime.datetime.fromtimestamp(stopped)
+        again = f"{known:,} rows are not looked at again; remove {journal.path} to begin anew"
+        print(f"goes on from {when:%Y-%m-%d %H:%M}: {again}", flush=True)
     looks = dict(desc="check", unit="row", mininterval=1.0, dynamic_ncols=True, smoothing=0.05)
-    with tqdm(
-        initial=sum(len(block.indexes) for block in blocks if block.key in done),
-        total=sum(len(block.indexes) for block in blocks), **looks,
-    ) as bar:  # fmt: skip
+    with tqdm(initial=known, total=sum(len(block.indexes) for block in blocks), **looks) as bar:
         for block, found in _found(root, todo, rules, processes):
             done[block.key] = found
             if journal:
