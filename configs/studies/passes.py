@@ -1,7 +1,8 @@
 """The main question: does a second pass help, at equal parameters, and at equal FLOPs?
 
 One pass and two have the same parameters. One pass through twice the layers (`deeper`) has the FLOPs of two passes; one
-with a wider MLP (`wider`) has as many parameters as the deeper, and 95% of the FLOPs.
+with a wider MLP (`wider`) has as many parameters as the deeper, and 95% of the FLOPs (in the
+longer rows of shapes 90%).
 """
 
 from configs.studies import study
