@@ -64,6 +64,11 @@ def test_the_rule_of_mmstar(answer, letter):
         ("The answer is A or B, I cannot tell which of these two it is", None),
         ("The answer is A if it is small, else the answer is C by its tail", None),
         ("The answer is D because none of these has the right beak", None),
+        ("The correct answer is A pelican because it holds many fish", None),  # an article
+        ("If the answer is A, its tail is short; this one is a red kite", None),
+        ("I do not think that the answer is C because it is a pelican", None),
+        ("It isn't true that the answer is C because of what its tail is like", None),
+        ("The answer is A because its beak is the smallest of all of these", "A"),
         ("B. a bird with a large beak that it fills with fish", "B"),
     ],
 )

@@ -4,7 +4,7 @@ Names with `trol` are the original's rules (its crashes apart), faults included:
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MARKS = re.compile(r"""[,.!?;:'"]""")
@@ -48,8 +48,8 @@ def choice(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that an answer names.
 
     In turn: it begins with "B.", "B)", "B:" or "(B)"; one letter alone is a word, first among the last MAX_TAIL; one
-    letter alone follows "answer is"; the text of one option alone is in it, and it is at most twice as long as all of
-    them. All but the first and third are VLMEvalKit's.
+    letter alone follows "answer is", no article and not denied; the text of one option alone is in it, and it is at
+    most twice as long as all of them. All but the first and third are VLMEvalKit's.
     """
     start = re.match(r"\s*\(?([A-Z])[.):]", answer)
     if start and start[1] in options:
@@ -58,13 +58,21 @@ def choice(answer: str, options: Mapping[str, str]) -> str | None:
     named = [letter for letter in options if letter in words]
     if len(named) == 1 and words.index(named[0]) >= len(words) - MAX_TAIL:
         return named[0]
-    stated = {*STATED.findall(answer)}
+    stated = {*_stated(answer)}
     if len(stated) == 1 and stated <= {*options}:
         return stated.pop()
     text = answer.lower()
     held = [letter for letter, option in options.items() if option and option.lower() in text]
     short = len(answer) <= 2 * sum(map(len, options.values()))
     return held[0] if len(held) == 1 and short else None
+
+
+def _stated(answer: str) -> Iterator[str]:
+    for found in STATED.finditer(answer):
+        clause = re.split(r"[.;!?]", answer[: found.start()])[-1]
+        is_article = found[1] == "A" and re.match(r"\s+(?!because|since|as\b|which)[a-z]", answer[found.end() :])
+        if not is_article and not re.search(r"(?i)\b(?:if|not|never|whether)\b|n't", clause):
+            yield found[1]
 
 
 def web_letter(answer: str, letters: str = LETTERS[:8]) -> str | None:

@@ -93,6 +93,9 @@ class Program:
             elif line.startswith("}"):
                 current = None
             elif current is not None and (found := _instruction(line)):
+                for operand in found.operands:
+                    if "#" in operand and operand not in current:
+                        current[operand] = _element(operand, current)
                 current[found.name] = found
         if not self.entry:
             raise ValueError("the text has no ENTRY computation of HLO")
@@ -269,8 +272,21 @@ def _instruction(line: str) -> Instruction | None:
     shape, rest = _balanced(rest) if rest.startswith("(") else rest.split(" ", 1)
     opcode, rest = (part.strip() for part in rest.lstrip().split("(", 1))
     inside, attributes = _balanced(f"({rest}")
-    operands = re.findall(r"%([\w.\-]+)", inside) or [each.strip() for each in inside[1:-1].split(",")]
+    operands = re.findall(r"%([\w.\-#]+)", inside) or [each.strip() for each in inside[1:-1].split(",")]
     return Instruction(name.removeprefix("%"), shape, opcode, tuple(operands), attributes)
+
+
+def _element(name: str, known: Mapping[str, Instruction]) -> Instruction:
+    """Newer versions write `%x#1` for element 1 of the tuple x; here it is the instruction that takes it."""
+    whole, _, index = name.partition("#")
+    inside, depth, parts = re.sub(r"/\*.*?\*/", "", known[whole].shape)[1:-1], 0, [""]
+    for letter in inside:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return Instruction(name, parts[int(index)].strip(), "get-tuple-element", (whole,), f", index={index}")
 
 
 def _balanced(text: str) -> tuple[str, str]:
